@@ -1,0 +1,3 @@
+"""mediamill: media generation and processing on one durable job core."""
+
+__version__ = "0.1.0"

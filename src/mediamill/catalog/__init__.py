@@ -1,0 +1,198 @@
+"""What can be asked for. One file an entry; each registers itself with `register(Entry(...))` at import.
+
+Imports no GPU library: the API process reads this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mediamill import plugins
+from mediamill.errors import Detail, InvalidRequest, NotFound
+from mediamill.model import Job, Json
+
+MediaKind = Literal["image", "video", "audio", "subtitles", "any"]
+Pool = Literal["cpu", "gpu", "remote"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Marks a request field as an input file: a URL, a `file:` reference, a `data:` URI or base64.
+
+    Used as `image_url: Annotated[str, Source("image")]`. `max_bytes` caps the download.
+    """
+
+    kind: MediaKind
+    max_bytes: int = 512 * 1024**2
+
+
+ImageUrl = Annotated[str, Source("image", max_bytes=64 * 1024**2)]
+VideoUrl = Annotated[str, Source("video", max_bytes=4 * 1024**3)]
+AudioUrl = Annotated[str, Source("audio", max_bytes=2 * 1024**3)]
+SubtitlesUrl = Annotated[str, Source("subtitles", max_bytes=4 * 1024**2)]
+
+
+@dataclass(frozen=True)
+class InputRef:
+    """One input of a request: the dotted field path, what it holds, and its limits."""
+
+    field: str
+    value: str
+    source: Source
+
+
+class Request(BaseModel):
+    """Base of every catalog request: unknown fields are accepted and named in `warnings`, lossless strings coerced."""
+
+    model_config = ConfigDict(extra="ignore", str_strip_whitespace=False, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model or operation that can be asked for."""
+
+    name: str
+    """Its id in every API: lower case, digits, `-`."""
+    summary: str
+    request: type[Request]
+    engine: str
+    """File name in `engines/`."""
+    output_kind: Literal["image", "video", "audio", "json"]
+    pool: Pool = "cpu"
+    queued_timeout_s: float = 24 * 3600.0
+    run_timeout_s: float = 3600.0
+    partial_inputs: bool = False
+    """An input that cannot be had reaches the engine as an `input_errors` entry instead of failing the job."""
+    key_prefix: Callable[[Any], str | None] = lambda _request: None
+    """The caller's own key prefix (ends with "/"), or None for `outputs/{job_id}/`."""
+    split: Callable[[Any, int, int], Sequence[Mapping[str, Json]]] | None = None
+    """`split(request, above, parts)`: inputs of the parts, or empty to run whole. Each part is a job of this entry."""
+    merge: Callable[[Any, Sequence[Job]], Mapping[str, Json]] | None = None
+    """`merge(request, parts in order)`: the parent's output. Its artifacts are the parts' artifacts in order."""
+    warn: Callable[[Any], Sequence[str]] = lambda _request: ()
+    """Sentences for the reply's `warnings`: accepted, but not what the caller may expect."""
+    examples: Sequence[Mapping[str, Json]] = field(default_factory=tuple)
+    licence: str | None = None
+
+
+_entries: dict[str, Entry] = {}
+
+
+def register(entry: Entry) -> Entry:
+    """Make an entry known. A second one under the same name stops the start."""
+    if entry.name in _entries and _entries[entry.name].request is not entry.request:
+        raise RuntimeError(f"Two catalog entries are named {entry.name!r}.")
+    _entries[entry.name] = entry
+    return entry
+
+
+@cache
+def load() -> Mapping[str, Entry]:
+    """Import every entry, loudly, and return them by name."""
+    plugins.load_all("catalog")
+    return dict(sorted(_entries.items()))
+
+
+def get(name: str) -> Entry:
+    """The entry of that name. Raises NotFound, naming what there is."""
+    entry = load().get(name)
+    if entry is None:
+        raise NotFound(f"There is no model {name!r}; there are: {', '.join(load())}.")
+    return entry
+
+
+def validate(entry: Entry, raw: Mapping[str, Json]) -> tuple[Any, tuple[str, ...]]:
+    """The typed request with defaults filled in, and the warnings of the first reply.
+
+    Raises: InvalidRequest with one detail for each wrong field: its path, its value, what is accepted.
+    """
+    try:
+        request = entry.request.model_validate(raw)
+    except ValidationError as error:
+        details = details_of(error)
+        raise InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details) from error
+    unknown = [f"Unknown field {path!r} was ignored." for path in unknown_fields(entry.request, raw)]
+    return request, (*unknown, *entry.warn(request))
+
+
+def details_of(error: ValidationError) -> tuple[Detail, ...]:
+    """One Detail for each of pydantic's complaints, with the offending value where it is short."""
+    return tuple(_detail(e) for e in error.errors(include_url=False, include_context=False))
+
+
+def _detail(e: Mapping[str, Any]) -> Detail:
+    path = ".".join(str(part) for part in e["loc"]) or "input"
+    message = str(e["msg"]).removeprefix("Value error, ")
+    shown = repr(e.get("input"))
+    if e["type"] == "missing":
+        return Detail(path, "is required")
+    return Detail(path, f"{message} (got {shown if len(shown) <= 80 else shown[:77] + '...'})")  # noqa: PLR2004 - one short line
+
+
+def unknown_fields(model: type[BaseModel], raw: Json, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of keys in `raw` that `model` does not know, also inside lists of models."""
+    if not isinstance(raw, Mapping):
+        return
+    known: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        known[info.alias or name] = info.annotation
+        known[name] = info.annotation
+    for key, value in raw.items():
+        if key not in known:
+            yield f"{prefix}{key}"
+            continue
+        inner = _model_inside(known[key])
+        if inner is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        for i, item in enumerate(items):
+            yield from unknown_fields(
+                inner, item, f"{prefix}{key}.{i}." if isinstance(value, list) else f"{prefix}{key}."
+            )
+
+
+def _model_inside(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for arg in getattr(annotation, "__args__", ()):
+        found = _model_inside(arg)
+        if found is not None:
+            return found
+    return None
+
+
+def input_refs(request: BaseModel, prefix: str = "") -> Iterator[InputRef]:
+    """Every input file of a request, in field order, by walking its `Source` annotations."""
+    for name, info in type(request).model_fields.items():
+        value = getattr(request, name)
+        source = next((m for m in info.metadata if isinstance(m, Source)), None) or _source_inside(info.annotation)
+        path = f"{prefix}{name}"
+        if value is None:
+            continue
+        if source is not None and isinstance(value, str):
+            yield InputRef(path, value, source)
+        elif isinstance(value, BaseModel):
+            yield from input_refs(value, f"{path}.")
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from input_refs(item, f"{path}.{i}.")
+                elif source is not None and isinstance(item, str):
+                    yield InputRef(f"{path}.{i}", item, source)
+
+
+def _source_inside(annotation: Any) -> Source | None:
+    """A Source nested in `Annotated[...] | None` or `list[Annotated[...]]`."""
+    for meta in getattr(annotation, "__metadata__", ()):
+        if isinstance(meta, Source):
+            return meta
+    for arg in getattr(annotation, "__args__", ()):
+        found = _source_inside(arg)
+        if found is not None:
+            return found
+    return None

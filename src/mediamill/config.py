@@ -1,0 +1,237 @@
+"""Settings: the only reader of the environment. Every field one sentence and a unit.
+
+Read once in `main`, passed down. A setting is looked up under its `MEDIAMILL_` name and under every name the five
+source documents use for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+StorageMode = Literal["s3", "file", "gcs", "supabase", "stateless", "memory"]
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Comma-separated in the environment."""
+
+
+def _named(*names: str, default: Any = None, description: str, **rest: Any) -> Any:
+    return Field(default=default, validation_alias=AliasChoices(*names), description=description, **rest)
+
+
+class Settings(BaseSettings):
+    """What is in force. Secrets are SecretStr: they print as stars."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    # places
+    data_dir: Path = _named(
+        "MEDIAMILL_DATA_DIR", default=Path("data"), description="Folder for everything mediamill writes."
+    )
+    work_dir: Path | None = _named("WORK_DIR", description="Scratch folder of running jobs; unset: DATA_DIR/work.")
+    output_dir: Path | None = _named(
+        "OUTPUT_DIR", description="Folder of stored outputs with file storage; unset: DATA_DIR/outputs."
+    )
+    logs_dir: Path | None = _named("LOGS_DIR", description="Folder of log files; unset: DATA_DIR/logs.")
+    database_url: SecretStr | None = _named(
+        "DATABASE_URL", description="PostgreSQL (>= 14) to use; unset: an embedded server under DATA_DIR/postgres."
+    )
+
+    # the HTTP side
+    host: str = _named("MEDIAMILL_HOST", default="127.0.0.1", description="Address to listen on.")
+    port: int = _named("PORT", default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    public_url: str | None = _named(
+        "MEDIAMILL_PUBLIC_URL", description="Base URL of this service as callers see it, behind a proxy."
+    )
+    api_keys: Names = _named("MEDIAMILL_API_KEYS", default=(), description="Comma-separated API keys.", repr=False)
+    x_api_key: SecretStr | None = _named("X_API_KEY", description="One valid API key.")
+    auth_token: SecretStr | None = _named("AUTH_TOKEN", description="One more valid API key.")
+    allow_anonymous: bool = _named(
+        "MEDIAMILL_ALLOW_ANONYMOUS", default=False, description="Serve a non-loopback address without any API key."
+    )
+    cors_allow_origins: Names = _named("CORS_ALLOW_ORIGINS", default=(), description="Comma-separated origins, or *.")
+    max_body_bytes: int = _named(
+        "MEDIAMILL_MAX_BODY_BYTES", default=48 * 1024**2, description="Largest JSON body, bytes."
+    )
+    max_upload_bytes: int = _named(
+        "MEDIAMILL_MAX_UPLOAD_BYTES", default=4 * 1024**3, description="Largest uploaded file, bytes."
+    )
+    blocking_limit_s: float = _named(
+        "RUNPOD_MAX_TIMEOUT", default=480.0, gt=0, description="Longest a blocking call holds its connection, seconds."
+    )
+    runpod_idle_timeout_s: float = _named(
+        "RUNPOD_IDLE_TIMEOUT", default=300.0, description="Shown by /runpod/config, seconds."
+    )
+    max_queued: int = _named(
+        "MEDIAMILL_MAX_QUEUED", default=100_000, description="Jobs waiting at most; more are refused with 503."
+    )
+
+    # logs
+    log_level: str = _named("LOG_LEVEL", default="info", description="debug, info, warning or error.")
+
+    # storage
+    storage_mode: StorageMode | None = _named(
+        "STORAGE_MODE", description="Where outputs go; unset: by the variables that are there, else file."
+    )
+    storage_shared: bool = _named(
+        "MEDIAMILL_STORAGE_SHARED", default=False, description="The file storage folder is shared by all hosts."
+    )
+    url_ttl_s: int = _named(
+        "MEDIAMILL_URL_TTL_SECONDS",
+        default=0,
+        ge=0,
+        le=604800,
+        description="Result URLs expire after this many seconds; 0: never.",
+    )
+    url_secret: SecretStr | None = _named(
+        "MEDIAMILL_URL_SECRET", description="Key that signs result URLs; unset: made once and kept in the database."
+    )
+    s3_endpoint: str | None = _named("S3_ENDPOINT", "S3_ENDPOINT_URL", description="S3-compatible endpoint URL.")
+    s3_region: str = _named("S3_REGION", default="us-east-1", description="S3 region.")
+    s3_bucket: str | None = _named("S3_BUCKET", "S3_BUCKET_NAME", description="S3 bucket.")
+    s3_access_key_id: SecretStr | None = _named("S3_ACCESS_KEY_ID", "S3_ACCESS_KEY", description="S3 access key.")
+    s3_secret_access_key: SecretStr | None = _named(
+        "S3_SECRET_ACCESS_KEY", "S3_SECRET_KEY", description="S3 secret key."
+    )
+    s3_public_url: str | None = _named(
+        "S3_PUBLIC_URL", description="Base of public object URLs; unset: endpoint/bucket."
+    )
+    s3_presign: bool = _named(
+        "MEDIAMILL_S3_PRESIGN", default=False, description="Give presigned instead of public URLs."
+    )
+    r2_account_id: str | None = _named("R2_ACCOUNT_ID", description="Cloudflare account, for the R2 endpoint.")
+    r2_bucket: str | None = _named("R2_BUCKET", "R2_BUCKET_NAME", description="R2 bucket.")
+    r2_access_key_id: SecretStr | None = _named("R2_ACCESS_KEY_ID", description="R2 access key.")
+    r2_secret_access_key: SecretStr | None = _named("R2_SECRET_ACCESS_KEY", description="R2 secret key.")
+    r2_public_url: str | None = _named("R2_PUBLIC_URL", description="Base of public R2 URLs.")
+    reserve_bytes: int = _named(
+        "MEDIAMILL_DISK_RESERVE_BYTES",
+        default=2 * 1024**3,
+        ge=0,
+        description="Free disk below which new jobs are refused, bytes.",
+    )
+    retention_s: float = _named(
+        "MEDIAMILL_RETENTION_SECONDS",
+        default=0.0,
+        ge=0,
+        description="Outputs and ended jobs are deleted after this many seconds; 0: kept.",
+    )
+    cache_bytes: int = _named(
+        "MEDIAMILL_CACHE_BYTES", default=10 * 1024**3, ge=0, description="Size of the cache of input files, bytes."
+    )
+
+    # inputs
+    fetch_allow: Names = _named(
+        "MEDIAMILL_FETCH_ALLOW",
+        default=(),
+        description="CIDRs or host names that user URLs and webhooks may reach besides public addresses.",
+    )
+    fetch_timeout_s: float = _named(
+        "MEDIAMILL_FETCH_TIMEOUT_SECONDS", default=300.0, gt=0, description="Longest download of one input, seconds."
+    )
+
+    # work
+    cpu_slots: int | None = _named(
+        "MEDIAMILL_CPU_SLOTS", ge=1, description="Jobs at once of the cpu pool; unset: 1 for every 2 cores."
+    )
+    batch_size: int = _named("BATCH_SIZE", default=5, ge=1, description="Most stills of one job at once.")
+    split_above: int = _named(
+        "MEDIAMILL_SPLIT_ABOVE", default=50, ge=1, description="A job of more stills goes in parallel parts."
+    )
+    split_parts: int = _named("MEDIAMILL_SPLIT_PARTS", default=3, ge=1, description="Most parts of one job.")
+    max_clip_s: float = _named(
+        "MEDIAMILL_MAX_CLIP_SECONDS", default=600.0, gt=0, description="Longest clip of one still, seconds."
+    )
+    lease_s: float = _named(
+        "MEDIAMILL_LEASE_SECONDS",
+        default=12.0,
+        ge=1,
+        description="A worker silent for this long has lost its jobs, seconds; equal on all hosts.",
+    )
+    max_crashes: int = _named(
+        "MEDIAMILL_MAX_CRASHES", default=3, ge=1, description="Crashes of the child until a job fails."
+    )
+    max_lost_workers: int = _named(
+        "MEDIAMILL_MAX_LOST_WORKERS", default=10, ge=1, description="Lost workers until a job fails."
+    )
+    cancel_grace_s: float = _named(
+        "MEDIAMILL_CANCEL_GRACE_SECONDS",
+        default=1.5,
+        ge=0,
+        description="A child that has not stopped this long after a cancel is killed, seconds.",
+    )
+    affinity_wait_s: float = _named(
+        "MEDIAMILL_AFFINITY_WAIT_SECONDS",
+        default=30.0,
+        ge=0,
+        description="Longest a job waits behind jobs for loaded models, seconds.",
+    )
+    run_timeout_s: float | None = _named(
+        "MEDIAMILL_RUN_TIMEOUT_SECONDS", gt=0, description="Longest run of a job, seconds; unset: its catalog entry's."
+    )
+    queued_timeout_s: float | None = _named(
+        "MEDIAMILL_QUEUED_TIMEOUT_SECONDS",
+        gt=0,
+        description="Longest wait of a job, seconds; unset: its catalog entry's.",
+    )
+    fake_engines: Names = _named(
+        "MEDIAMILL_FAKE_ENGINES", default=(), description="Catalog names that run on the fake engine, or all."
+    )
+    fonts_dir: Path | None = _named("MEDIAMILL_FONTS_DIR", description="Folder of more fonts for captions.")
+    ffmpeg: Path | None = _named(
+        "MEDIAMILL_FFMPEG", description="FFmpeg binary to use instead of the one that comes along."
+    )
+    encoder: Literal["auto", "libx264", "h264_nvenc"] = _named(
+        "MEDIAMILL_ENCODER", default="auto", description="H.264 encoder; auto tries NVENC and falls back."
+    )
+
+    # webhooks
+    webhook_secret: SecretStr | None = _named(
+        "MEDIAMILL_WEBHOOK_SECRET",
+        description="whsec_... that signs webhooks; unset: made once and kept in the database.",
+    )
+    webhook_timeout_s: float = _named(
+        "MEDIAMILL_WEBHOOK_TIMEOUT_SECONDS", default=15.0, gt=0, description="Longest webhook call, seconds."
+    )
+
+    # models
+    device: str | None = _named("DEVICE", description="Torch device; unset: cuda when present.")
+    dtype: str | None = _named("DTYPE", description="Torch dtype; unset: bfloat16 where supported.")
+    model_name: str | None = _named("MODEL_NAME", description="Model path or repo id of a single-model worker.")
+    model_ttl_s: float = _named(
+        "MEDIAMILL_MODEL_TTL_SECONDS",
+        default=600.0,
+        ge=0,
+        description="An unused loaded model is dropped after this many seconds.",
+    )
+    memory_budget_bytes: int | None = _named(
+        "MEDIAMILL_MODEL_MEMORY_BYTES",
+        description="Memory budget of resident models, bytes; unset: most of what is free.",
+    )
+
+    # accepted and unused
+    node_env: str | None = _named("NODE_ENV", description="Accepted and unused.")
+    redis_url: str | None = _named("REDIS_URL", description="Accepted and unused: DATABASE_URL is ours.")
+
+    @field_validator("api_keys", "cors_allow_origins", "fetch_allow", "fake_engines", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every valid API key."""
+        single = (k.get_secret_value() for k in (self.x_api_key, self.auth_token) if k is not None)
+        return frozenset((*self.api_keys, *single))
+
+    @property
+    def scratch_root(self) -> Path:
+        """Folder in which each attempt gets its own."""
+        return self.work_dir or self.data_dir / "work"
+
+    @property
+    def outputs_root(self) -> Path:
+        """Folder of the file storage."""
+        return self.output_dir or self.data_dir / "outputs"

@@ -1,0 +1,1 @@
+"""One file a public wire format: pure mappings, no web framework, no I/O."""

@@ -1,0 +1,224 @@
+"""The whole error tree. Stable `code`, `retryable`; no HTTP in it.
+
+MediamillError
+├── InvalidRequest          the request itself is wrong; `details` name each field
+├── NotFound                no such job, file, model or route
+├── Conflict                the request contradicts what is stored (idempotency key, finished job)
+├── Unauthorized            no key, or a wrong one
+├── Refused                 understood, and not done: quota, size, content
+│   ├── TooLarge            bytes, pixels or seconds above a limit
+│   └── Busy                no room now (disk reserve, full queue): come back after `delay_s`
+├── InputError              an input file of the caller could not be used
+│   ├── InputUnreachable    the URL did not answer with the file
+│   └── UnsupportedMedia    the bytes are not what was asked for, or are damaged
+├── EngineError             the work failed
+│   ├── OutOfMemory         the message says what to lower
+│   ├── EngineFailed        `log_tail`: its last 40 lines
+│   ├── ModelUnavailable    weights missing or partial
+│   └── Crashed             the child process died (counted, at most 3)
+├── NotImplementedYet       a documented model that does not exist yet
+├── ProviderError           a remote place to run failed
+├── StorageError
+│   ├── StorageUnavailable  retryable
+│   └── StorageRefused      credentials, quota, read-only
+├── DeadlineExceeded        queued or running for too long
+└── control flow: Cancelled, RetryLater(delay_s), LeaseLost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One wrong field: `path` in dotted form (`images.0.duracao`), and what would be accepted."""
+
+    path: str
+    message: str
+
+
+class MediamillError(Exception):
+    """Something went wrong."""
+
+    code = "internal"
+    retryable = False
+
+    def __init__(self, message: str | None = None, *, details: Sequence[Detail] = ()) -> None:
+        """Without `message`, the class's docstring is the message."""
+        self.message = message or (type(self).__doc__ or "").strip().split("\n")[0]
+        self.details = tuple(details)
+        super().__init__(self.message)
+
+
+class InvalidRequest(MediamillError):
+    """The request is not valid."""
+
+    code = "invalid_request"
+
+
+class NotFound(MediamillError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class Conflict(MediamillError):
+    """The request contradicts what is stored."""
+
+    code = "conflict"
+
+
+class Unauthorized(MediamillError):
+    """A valid API key is needed."""
+
+    code = "unauthorized"
+
+
+class Refused(MediamillError):
+    """The request was understood and refused."""
+
+    code = "refused"
+
+
+class TooLarge(Refused):
+    """The input is larger than what is accepted."""
+
+    code = "too_large"
+
+
+class Busy(Refused):
+    """There is no room for more work now."""
+
+    code = "busy"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, delay_s: float = 30.0) -> None:
+        """`delay_s`: after how many seconds a retry makes sense."""
+        super().__init__(message)
+        self.delay_s = delay_s
+
+
+class InputError(MediamillError):
+    """An input file could not be used."""
+
+    code = "input_error"
+
+
+class InputUnreachable(InputError):
+    """An input URL could not be fetched."""
+
+    code = "input_unreachable"
+
+
+class UnsupportedMedia(InputError):
+    """An input file is not media that can be used here."""
+
+    code = "unsupported_media"
+
+
+class EngineError(MediamillError):
+    """The work failed."""
+
+    code = "engine_error"
+
+
+class OutOfMemory(EngineError):
+    """There was not enough memory for this request."""
+
+    code = "out_of_memory"
+
+
+class EngineFailed(EngineError):
+    """The engine failed."""
+
+    code = "engine_failed"
+
+    def __init__(self, message: str | None = None, *, log_tail: str = "") -> None:
+        """`log_tail`: the engine's last 40 lines, for the log only."""
+        super().__init__(message)
+        self.log_tail = log_tail
+
+
+class ModelUnavailable(EngineError):
+    """The model's weights are not available."""
+
+    code = "model_unavailable"
+
+
+class Crashed(EngineError):
+    """The process that did the work died."""
+
+    code = "crashed"
+    retryable = True
+
+
+class NotImplementedYet(MediamillError):
+    """This documented model does not exist here yet."""
+
+    code = "not_implemented"
+
+
+class ProviderError(MediamillError):
+    """The place where the job ran failed."""
+
+    code = "provider_error"
+    retryable = True
+
+
+class StorageError(MediamillError):
+    """The storage failed."""
+
+    code = "storage_error"
+
+
+class StorageUnavailable(StorageError):
+    """The storage does not answer."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class StorageRefused(StorageError):
+    """The storage refused the operation."""
+
+    code = "storage_refused"
+
+
+class DeadlineExceeded(MediamillError):
+    """The job took longer than its limit."""
+
+    code = "deadline_exceeded"
+
+
+class Cancelled(MediamillError):
+    """The job was cancelled."""
+
+    code = "cancelled"
+
+
+class RetryLater(MediamillError):
+    """Hand the job back and try again after `delay_s` seconds."""
+
+    code = "retry_later"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, delay_s: float = 1.0) -> None:
+        """`delay_s`: seconds until the next try."""
+        super().__init__(message)
+        self.delay_s = delay_s
+
+
+class LeaseLost(MediamillError):
+    """Another worker owns this job now; nothing more may be written for it."""
+
+    code = "lease_lost"
+
+
+def every_class() -> list[type[MediamillError]]:
+    """All classes of the tree, for tables that must map each code."""
+    found: list[type[MediamillError]] = [MediamillError]
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    return found

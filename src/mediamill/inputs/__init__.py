@@ -1,0 +1,1 @@
+"""URLs, uploads and base64 of callers become local files, safely, in a content-addressed cache."""

@@ -1,0 +1,1 @@
+"""The job core: rows, tickets, workers, webhooks, events."""

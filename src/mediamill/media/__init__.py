@@ -1,0 +1,1 @@
+"""Toolbox for media, without jobs or HTTP."""

@@ -1,0 +1,1 @@
+"""Steps 5 and 6 of the data walk."""

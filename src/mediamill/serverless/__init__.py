@@ -1,0 +1,1 @@
+"""`perform()` inside somebody's GPU cloud."""
