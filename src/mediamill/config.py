@@ -1,20 +1,36 @@
 """Settings: the only reader of the environment. Every field one sentence and a unit.
 
 Read once in `main`, passed down. A setting is looked up under its `MEDIAMILL_` name and under every name the five
-source documents use for it.
+source documents use for it; a secret also under `<NAME>_FILE`, the path of a file that holds it. The environment wins
+over `.env`.
 """
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mediamill.errors import Misconfigured
 
 StorageMode = Literal["s3", "file", "gcs", "supabase", "stateless", "memory"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment."""
+
+
+UNUSED = "Accepted and unused."
+"""How the description of such a setting begins."""
+_PREFIX = "MEDIAMILL_"
+_MODEL_PREFIX = "MEDIAMILL_MODEL_"
 
 
 def _named(*names: str, default: Any = None, description: str, **rest: Any) -> Any:
@@ -24,7 +40,9 @@ def _named(*names: str, default: Any = None, description: str, **rest: Any) -> A
 class Settings(BaseSettings):
     """What is in force. Secrets are SecretStr: they print as stars."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     # places
     data_dir: Path = _named(
@@ -45,7 +63,13 @@ class Settings(BaseSettings):
     public_url: str | None = _named(
         "MEDIAMILL_PUBLIC_URL", description="Base URL of this service as callers see it, behind a proxy."
     )
-    api_keys: Names = _named("MEDIAMILL_API_KEYS", default=(), description="Comma-separated API keys.", repr=False)
+    api_keys: Names = _named(
+        "MEDIAMILL_API_KEYS",
+        default=(),
+        description="Comma-separated API keys.",
+        repr=False,
+        json_schema_extra={"secret": True},
+    )
     x_api_key: SecretStr | None = _named("X_API_KEY", description="One valid API key.")
     auth_token: SecretStr | None = _named("AUTH_TOKEN", description="One more valid API key.")
     allow_anonymous: bool = _named(
@@ -101,10 +125,13 @@ class Settings(BaseSettings):
     s3_presign: bool = _named(
         "MEDIAMILL_S3_PRESIGN", default=False, description="Give presigned instead of public URLs."
     )
+    r2_endpoint: str | None = _named("R2_ENDPOINT", "R2_ENDPOINT_URL", description="R2 endpoint URL.")
     r2_account_id: str | None = _named("R2_ACCOUNT_ID", description="Cloudflare account, for the R2 endpoint.")
     r2_bucket: str | None = _named("R2_BUCKET", "R2_BUCKET_NAME", description="R2 bucket.")
-    r2_access_key_id: SecretStr | None = _named("R2_ACCESS_KEY_ID", description="R2 access key.")
-    r2_secret_access_key: SecretStr | None = _named("R2_SECRET_ACCESS_KEY", description="R2 secret key.")
+    r2_access_key_id: SecretStr | None = _named("R2_ACCESS_KEY_ID", "R2_ACCESS_KEY", description="R2 access key.")
+    r2_secret_access_key: SecretStr | None = _named(
+        "R2_SECRET_ACCESS_KEY", "R2_SECRET_KEY", description="R2 secret key."
+    )
     r2_public_url: str | None = _named("R2_PUBLIC_URL", description="Base of public R2 URLs.")
     reserve_bytes: int = _named(
         "MEDIAMILL_DISK_RESERVE_BYTES",
@@ -162,6 +189,12 @@ class Settings(BaseSettings):
         ge=0,
         description="A child that has not stopped this long after a cancel is killed, seconds.",
     )
+    drain_s: float = _named(
+        "MEDIAMILL_DRAIN_SECONDS",
+        default=60.0,
+        ge=0,
+        description="How long running jobs may go on after SIGTERM before they are handed back, seconds.",
+    )
     affinity_wait_s: float = _named(
         "MEDIAMILL_AFFINITY_WAIT_SECONDS",
         default=30.0,
@@ -211,20 +244,81 @@ class Settings(BaseSettings):
         description="Memory budget of resident models, bytes; unset: most of what is free.",
     )
 
+    model_locations: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="MEDIAMILL_MODEL_<NAME>: local path or repo id of a catalog entry's weights.",
+    )
+    hf_home: Path | None = _named("HF_HOME", description="As huggingface_hub means it.")
+    hf_hub_cache: Path | None = _named("HF_HUB_CACHE", description="As huggingface_hub means it.")
+    transformers_cache: Path | None = _named("TRANSFORMERS_CACHE", description="As huggingface_hub means it.")
+    hf_token: SecretStr | None = _named("HF_TOKEN", description="As huggingface_hub means it.")
+
+    # the CLI
+    server: str | None = _named(
+        "MEDIAMILL_SERVER", description="URL of the service that CLI commands use; unset: they work on this machine."
+    )
+
     # accepted and unused
-    node_env: str | None = _named("NODE_ENV", description="Accepted and unused.")
-    redis_url: str | None = _named("REDIS_URL", description="Accepted and unused: DATABASE_URL is ours.")
+    node_env: str | None = _named("NODE_ENV", description=UNUSED)
+    redis_url: SecretStr | None = _named("REDIS_URL", description=f"{UNUSED} DATABASE_URL is ours.")
 
     @field_validator("api_keys", "cors_allow_origins", "fetch_allow", "fake_engines", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        level = {"warn": "warning"}.get(value.lower(), value.lower())
+        if level not in {"debug", "info", "warning", "error"}:
+            raise ValueError("accepted are debug, info, warning and error")
+        return level
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must begin with postgresql:// or postgres://")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over what `read` finds; nothing else is looked at."""
+        return init_settings, _Environment(settings_cls)
+
+    def model_location(self, name: str) -> str | None:
+        """Local path or repo id given for a catalog entry by MEDIAMILL_MODEL_<NAME>, or None."""
+        return self.model_locations.get(name.upper().replace("-", "_"))
+
     @property
     def keys(self) -> frozenset[str]:
         """Every valid API key."""
         single = (k.get_secret_value() for k in (self.x_api_key, self.auth_token) if k is not None)
         return frozenset((*self.api_keys, *single))
+
+    @property
+    def for_libraries(self) -> dict[str, str]:
+        """Environment variables that third-party libraries read by themselves, for processes started from here."""
+        paths = {
+            "HF_HOME": self.hf_home,
+            "HF_HUB_CACHE": self.hf_hub_cache,
+            "TRANSFORMERS_CACHE": self.transformers_cache,
+        }
+        token = {} if self.hf_token is None else {"HF_TOKEN": self.hf_token.get_secret_value()}
+        return {**{name: str(path) for name, path in paths.items() if path is not None}, **token}
+
+    @property
+    def logs_root(self) -> Path:
+        """Folder of the log files."""
+        return self.logs_dir or self.data_dir / "logs"
 
     @property
     def scratch_root(self) -> Path:
@@ -235,3 +329,172 @@ class Settings(BaseSettings):
     def outputs_root(self) -> Path:
         """Folder of the file storage."""
         return self.output_dir or self.data_dir / "outputs"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A setting's text, the variable it came from, and where that variable is set ("environment" or ".env")."""
+
+    text: str
+    variable: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the environment says, by field name, and what about it deserves a sentence."""
+
+    found: Mapping[str, Found]
+    models: Mapping[str, Found]
+    """MEDIAMILL_MODEL_<NAME> by NAME."""
+    unknown: tuple[str, ...]
+    """Sentences about MEDIAMILL_ variables that mean nothing here."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings in force, and where each field came from: a variable's name and origin, or "default"."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+    """Unknown and unused variables, a sentence each."""
+    unknown: tuple[str, ...]
+
+
+def load(**given: Any) -> Loaded:
+    """Settings from the arguments that are not None, the environment and `.env`, in this order.
+
+    Raises: Misconfigured, naming each wrong variable, its value (unless secret) and what is accepted.
+    """
+    given = {field: value for field, value in given.items() if value is not None}
+    reading = read(os.environ, _dotenv())
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise Misconfigured("; ".join(_complaints(error, reading))) from error
+    origins = dict.fromkeys(given, "command line")
+    for field, found in reading.found.items():
+        origins.setdefault(field, f"{found.variable} ({found.origin})")
+    if reading.models:
+        names = ", ".join(f"{_MODEL_PREFIX}{name}" for name in sorted(reading.models))
+        origins.setdefault("model_locations", names)
+    unused = [
+        f"{found.variable} is accepted and not used."
+        for field, found in reading.found.items()
+        if (Settings.model_fields[field].description or "").startswith(UNUSED)
+    ]
+    return Loaded(settings, origins, (*reading.unknown, *unused), reading.unknown)
+
+
+def export(settings: Settings) -> None:
+    """Put what third-party libraries read by themselves into this process's environment; before they are imported."""
+    os.environ.update(settings.for_libraries)
+
+
+def read(*layers: Mapping[str, str]) -> Reading:
+    """Look every setting up; the first layer is the environment, the second `.env`, and earlier ones win.
+
+    Raises: Misconfigured when two spellings of one setting differ in one layer, or a `_FILE` cannot be read.
+    """
+    origins = ("environment", ".env")
+    found: dict[str, Found] = {}
+    models: dict[str, Found] = {}
+    unknown: dict[str, str] = {}
+    for origin, layer in zip(origins, layers, strict=False):
+        for field in Settings.model_fields:
+            value = _look_up(field, layer, origin)
+            if value is not None:
+                found.setdefault(field, value)
+        for variable in sorted(layer):
+            if not variable.startswith(_PREFIX) or variable in _variables():
+                continue
+            if variable.startswith(_MODEL_PREFIX) and layer[variable]:
+                models.setdefault(variable.removeprefix(_MODEL_PREFIX), Found(layer[variable], variable, origin))
+            else:
+                unknown.setdefault(variable, _unknown(variable))
+    return Reading(found, models, tuple(unknown.values()))
+
+
+def names(field: str) -> tuple[str, ...]:
+    """The variables of a setting, the preferred one first."""
+    alias = Settings.model_fields[field].validation_alias
+    return tuple(str(choice) for choice in alias.choices) if isinstance(alias, AliasChoices) else ()
+
+
+def is_secret(field: str) -> bool:
+    """Whether a setting's value must never be shown; such a setting also has `<NAME>_FILE` variants."""
+    info = Settings.model_fields[field]
+    extra = info.json_schema_extra
+    return "SecretStr" in str(info.annotation) or (isinstance(extra, dict) and bool(extra.get("secret")))
+
+
+@cache
+def _variables() -> frozenset[str]:
+    """Every variable that means something here."""
+    known = {name: is_secret(field) for field in Settings.model_fields for name in names(field)}
+    return frozenset((*known, *(f"{name}_FILE" for name, secret in known.items() if secret)))
+
+
+def _look_up(field: str, layer: Mapping[str, str], origin: str) -> Found | None:
+    """The one value of a setting in one layer; empty variables count as unset."""
+    candidates = [Found(layer[name], name, origin) for name in names(field) if layer.get(name)]
+    if is_secret(field):
+        files = [f"{name}_FILE" for name in names(field)]
+        candidates += [Found(_secret_in(name, layer[name]), name, origin) for name in files if layer.get(name)]
+    if len({found.text for found in candidates}) > 1:
+        variables = " and ".join(found.variable for found in candidates)
+        raise Misconfigured(f"{variables} ({origin}) are one setting and have different values; keep one of them.")
+    return candidates[0] if candidates else None
+
+
+def _secret_in(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise Misconfigured(
+            f"{variable}={path!r} must name a readable file that holds the secret: {reason}."
+        ) from error
+
+
+def _unknown(variable: str) -> str:
+    bare = variable.removeprefix(_PREFIX)
+    close = [bare] if bare in _variables() else difflib.get_close_matches(variable, sorted(_variables()), n=1)
+    return f"{variable} is not a setting of mediamill" + (f"; did you mean {close[0]}?" if close else ".")
+
+
+def _complaints(error: ValidationError, reading: Reading) -> Iterator[str]:
+    """One sentence for each wrong setting."""
+    for complaint in error.errors(include_url=False, include_context=False):
+        place = str(complaint["loc"][0])
+        field = place if place in Settings.model_fields else _field_of(place)
+        found = reading.found.get(field)
+        variable = found.variable if found else (names(field) or (field,))[0]
+        value = "" if is_secret(field) else f"={complaint['input']!r}"
+        yield f"{variable}{value}: {complaint['msg'].removeprefix('Value error, ')}"
+
+
+def _field_of(variable: str) -> str:
+    return next((field for field in Settings.model_fields if variable in names(field)), variable)
+
+
+def _dotenv() -> dict[str, str]:
+    path = Settings.model_config.get("env_file")
+    values = dotenv_values(cast("str", path)) if path else {}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """What `read` finds, by field name."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: all fields are read together."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        reading = read(os.environ, _dotenv())
+        values: dict[str, Any] = {field: found.text for field, found in reading.found.items()}
+        if reading.models:
+            values["model_locations"] = {name: found.text for name, found in reading.models.items()}
+        return values

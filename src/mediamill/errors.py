@@ -16,11 +16,15 @@ MediamillError
 │   ├── EngineFailed        `log_tail`: its last 40 lines
 │   ├── ModelUnavailable    weights missing or partial
 │   └── Crashed             the child process died (counted, at most 3)
+├── Misconfigured           a setting is wrong, or two contradict each other: nothing starts
 ├── NotImplementedYet       a documented model that does not exist yet
 ├── ProviderError           a remote place to run failed
 ├── StorageError
 │   ├── StorageUnavailable  retryable
 │   └── StorageRefused      credentials, quota, read-only
+├── StoreError
+│   ├── StoreUnavailable    the database is away, full or read-only; retryable
+│   └── SchemaMismatch      the database belongs to another major version of mediamill
 ├── DeadlineExceeded        queued or running for too long
 └── control flow: Cancelled, RetryLater(delay_s), LeaseLost
 """
@@ -44,6 +48,8 @@ class MediamillError(Exception):
 
     code = "internal"
     retryable = False
+    job_id: str | None = None
+    """The job the error is about, where the caller should learn it."""
 
     def __init__(self, message: str | None = None, *, details: Sequence[Detail] = ()) -> None:
         """Without `message`, the class's docstring is the message."""
@@ -154,6 +160,12 @@ class Crashed(EngineError):
     retryable = True
 
 
+class Misconfigured(MediamillError):
+    """The settings cannot be used."""
+
+    code = "misconfigured"
+
+
 class NotImplementedYet(MediamillError):
     """This documented model does not exist here yet."""
 
@@ -184,6 +196,25 @@ class StorageRefused(StorageError):
     """The storage refused the operation."""
 
     code = "storage_refused"
+
+
+class StoreError(MediamillError):
+    """The job database failed."""
+
+    code = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """The job database does not answer."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class SchemaMismatch(StoreError):
+    """The job database belongs to another version of mediamill."""
+
+    code = "schema_mismatch"
 
 
 class DeadlineExceeded(MediamillError):

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from mediamill.media.facts import MediaFacts as MediaFacts  # noqa: PLC0414 - part of the envelope, made by the probe below
+
 Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of the same."""
 
@@ -37,20 +39,6 @@ class Phase(StrEnum):
     GENERATING = "generating"
     ENCODING = "encoding"
     UPLOADING = "uploading"
-
-
-@dataclass(frozen=True)
-class MediaFacts:
-    """What a probe of a finished file found; never echoed from the request. None: does not apply."""
-
-    width_px: int | None = None
-    height_px: int | None = None
-    duration_s: float | None = None
-    fps: float | None = None
-    frames: int | None = None
-    video_codec: str | None = None
-    audio_codec: str | None = None
-    has_audio: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mediamill import plugins
+from mediamill.config import Settings
 from mediamill.errors import Detail, InvalidRequest, NotFound
 from mediamill.model import Job, Json
 
@@ -53,6 +54,20 @@ class Request(BaseModel):
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The weights an entry runs on, when its engine loads any."""
+
+    repo: str
+    """Repo id of the default weights; `MEDIAMILL_MODEL_<NAME>` puts another repo id or a local path in its place."""
+    family: str = "plain"
+    """File in the engine's folder that knows this family of pipelines."""
+    size_multiple: int = 16
+    """Width and height are generated on this grid and cropped to what was asked."""
+    frame_multiple: int = 0
+    """Frame counts are generated as `frame_multiple * k + 1`, the tail dropped; 0: not a video model."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One model or operation that can be asked for."""
 
@@ -76,8 +91,12 @@ class Entry:
     """`merge(request, parts in order)`: the parent's output. Its artifacts are the parts' artifacts in order."""
     warn: Callable[[Any], Sequence[str]] = lambda _request: ()
     """Sentences for the reply's `warnings`: accepted, but not what the caller may expect."""
+    allow: Callable[[Any, Settings], None] = lambda _request, _settings: None
+    """Called before queueing; raises InvalidRequest for what these settings do not permit, NotImplementedYet for what
+    is documented and does not exist yet."""
     examples: Sequence[Mapping[str, Json]] = field(default_factory=tuple)
     licence: str | None = None
+    weights: Weights | None = None
 
 
 _entries: dict[str, Entry] = {}
@@ -104,6 +123,18 @@ def get(name: str) -> Entry:
     if entry is None:
         raise NotFound(f"There is no model {name!r}; there are: {', '.join(load())}.")
     return entry
+
+
+def engine_of(entry: Entry, fake_engines: Sequence[str]) -> str:
+    """File name in `engines/` that serves this entry, given the names (or "all") that shall run on the fake one."""
+    generative = entry.pool == "gpu"
+    faked = entry.name in fake_engines or (generative and "all" in fake_engines)
+    return "fake" if faked else entry.engine
+
+
+def pool_of(entry: Entry, fake_engines: Sequence[str]) -> Pool:
+    """The pool whose workers run this entry: fake engines need no GPU."""
+    return "cpu" if engine_of(entry, fake_engines) == "fake" else entry.pool
 
 
 def validate(entry: Entry, raw: Mapping[str, Json]) -> tuple[Any, tuple[str, ...]]:
