@@ -1,0 +1,159 @@
+"""`/api/v1/generate`: the generation contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from mediamill import catalog
+from mediamill.api import edge, openapi
+from mediamill.api.auth import Caller
+from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
+from mediamill.api.errors import ContractRouter
+from mediamill.api.submit import Wish, accepted, prepare, submit, unstage, urls_of, wait_for
+from mediamill.contracts import generation
+from mediamill.errors import InvalidRequest
+from mediamill.jobs.store import Idempotency, Submission
+from mediamill.model import Json
+
+MAX_WAIT_S = 60.0
+_CANCEL_WAIT_S = 3.0
+"""A running job stops within two seconds of a cancel; the reply waits for that."""
+
+router = ContractRouter(error_reply=generation.error_reply, covers=("/api/v1/generate",), tags=["generation"])
+
+_ONE_OF: dict[str, Json] = {
+    "oneOf": [openapi.schema_of(wire) for wire in generation.DOCUMENTED.values()],
+    "discriminator": {"propertyName": "model"},
+}
+_BULK: dict[str, Json] = {
+    "type": "object",
+    "required": ["jobs"],
+    "properties": {
+        "jobs": {"type": "array", "minItems": 1, "maxItems": generation.MAX_BULK, "items": _ONE_OF},
+        "webhookUrl": {"type": "string", "description": "Told once, when the last job has ended"},
+    },
+}
+_EXAMPLES: Mapping[str, Json] = {
+    "zimage": {"model": "zimage", "prompt": "A photorealistic portrait of a businesswoman", "seed": 42},
+    "ltx2": {
+        "model": "ltx2",
+        "imageUrl": "https://example.com/image.jpg",
+        "prompt": "A cinematic video of the scene",
+        "duration": 5,
+    },
+}
+
+
+@router.post(
+    "/api/v1/generate",
+    status_code=202,
+    summary="Generate an image or a video",
+    responses={**openapi.errors((*openapi.CREATING_ERRORS, 501))},
+    openapi_extra=openapi.body(_ONE_OF, _EXAMPLES),
+)
+async def create(
+    request: Request, deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey, wait: WaitSeconds = 0
+) -> Response:
+    """Queue a job. `?wait=` answers with its last state, as polling would, when it has ended by then."""
+    asked = generation.request(raw)
+    wish = Wish(webhook_url=asked.webhook_url, idempotency_key=key, warnings=asked.warnings)
+    try:
+        job, replayed = await submit(
+            deps, caller, entry=catalog.get(asked.model), raw=asked.input, contract="generation", wish=wish
+        )
+    except InvalidRequest as error:
+        raise generation.wire_error(error, asked.model) from error
+    if wait:
+        latest = await wait_for(deps, job, min(wait, MAX_WAIT_S), request=request)
+        if latest.status.ended:
+            body = generation.reply(latest, await urls_of(deps, latest))
+            return accepted(latest, body, replayed=replayed, status=200)
+    return accepted(job, generation.accepted(job), replayed=replayed)
+
+
+@router.post(
+    "/api/v1/generate/bulk",
+    status_code=202,
+    summary="Generate up to 50 at once",
+    responses={**openapi.errors((*openapi.CREATING_ERRORS, 501))},
+    openapi_extra=openapi.body(_BULK, {"two": {"jobs": [_EXAMPLES["zimage"], _EXAMPLES["ltx2"]]}}),
+)
+async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey) -> Response:
+    """Queue all of them, or none when one is wrong. One webhook tells the end of the last."""
+    asked, webhook_url = generation.bulk(raw)
+    ready = await _prepared(deps, caller, asked)
+    try:
+        batch_id, jobs = await deps.store.submit_batch(
+            ready, webhook_url=webhook_url, idempotency=_idempotency(caller, key, raw)
+        )
+    except BaseException:
+        await _unstage(deps, ready)
+        raise
+    made = {job.id for job in jobs}
+    await _unstage(deps, [s for s in ready if s.job_id not in made])  # a replay: these became no jobs
+    return JSONResponse(
+        generation.bulk_accepted(batch_id, jobs), 202, headers={"Location": f"/api/v1/generate/bulk/{batch_id}"}
+    )
+
+
+async def _prepared(deps: Deps, caller: Caller, asked: Sequence[generation.Asked]) -> list[Submission]:
+    """Every submission checked and staged; nothing stays staged when one of them is refused."""
+    ready: list[Submission] = []
+    for index, one in enumerate(asked):
+        wish = Wish(webhook_url=one.webhook_url, warnings=one.warnings)
+        entry = catalog.get(one.model)
+        try:
+            ready.append(await prepare(deps, caller, entry=entry, raw=one.input, contract="generation", wish=wish))
+        except InvalidRequest as error:
+            await _unstage(deps, ready)
+            raise generation.below(generation.wire_error(error, one.model), index) from error
+        except BaseException:
+            await _unstage(deps, ready)
+            raise
+    return ready
+
+
+async def _unstage(deps: Deps, submissions: Sequence[Submission]) -> None:
+    for submission in submissions:
+        await unstage(deps, submission)
+
+
+def _idempotency(caller: Caller, key: str | None, raw: Mapping[str, Json]) -> Idempotency | None:
+    if key is None:
+        return None
+    canonical = json.dumps(["generation bulk", raw], sort_keys=True, separators=(",", ":")).encode()
+    return Idempotency(caller=caller.id, key=key, fingerprint=hashlib.sha256(canonical).hexdigest())
+
+
+@router.get(
+    "/api/v1/generate/bulk/{batch_id}", summary="State of a bulk", responses=openapi.errors(openapi.COMMON_ERRORS)
+)
+async def bulk_state(deps: DepsDep, batch_id: str) -> dict[str, Any]:
+    """pending, processing, completed, partial_failure or failed, and each job as it would be polled."""
+    batch = await deps.store.batch(batch_id)
+    urls = [await urls_of(deps, job) for job in batch.jobs]
+    return generation.bulk_reply(batch.id, batch.jobs, urls)
+
+
+@router.get("/api/v1/generate/{job_id}", summary="State of a job", responses=openapi.errors(openapi.COMMON_ERRORS))
+async def state(request: Request, deps: DepsDep, job_id: str, wait: WaitSeconds = 0) -> dict[str, Any]:
+    """Queued, processing, completed or failed."""
+    edge.note(job_id=job_id)
+    job = await deps.store.get(job_id, position=not wait)
+    if wait:
+        job = await wait_for(deps, job, min(wait, MAX_WAIT_S), request=request)
+    return generation.reply(job, await urls_of(deps, job))
+
+
+@router.delete("/api/v1/generate/{job_id}", summary="Cancel a job", responses=openapi.errors(openapi.COMMON_ERRORS))
+async def cancel(deps: DepsDep, job_id: str) -> dict[str, Any]:
+    """Ask for its end and answer with its state; a job that has ended is unchanged."""
+    edge.note(job_id=job_id)
+    job = await wait_for(deps, await deps.store.cancel(job_id), _CANCEL_WAIT_S)
+    return {"success": True, **generation.reply(job, await urls_of(deps, job))}

@@ -1,0 +1,75 @@
+"""`POST /api/v1/text-to-video`: blocking, the clip as base64."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from mediamill import catalog
+from mediamill.api import openapi
+from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
+from mediamill.api.errors import ContractRouter
+from mediamill.api.submit import Wish, accepted, error_of, submit, urls_of, wait_or_timeout
+from mediamill.contracts import text_to_video as contract
+from mediamill.model import Job, Status
+
+MODEL = "ltx-video"
+
+router = ContractRouter(
+    error_reply=contract.error_reply,
+    covers=("/api/v1/text-to-video",),
+    statuses={"invalid_request": 422, "provider_error": 500, "storage_unavailable": 500},
+    tags=["text to video"],
+)
+
+_EXAMPLE = {"prompt": "A cat playing piano in a cozy room, cinematic lighting", "num_frames": 24, "fps": 8, "seed": 42}
+
+
+@router.post(
+    "/api/v1/text-to-video",
+    summary="Text to video",
+    responses={
+        202: {"description": "Queued, with `Prefer: respond-async`"},
+        **openapi.errors(openapi.BLOCKING_ERRORS),
+    },
+    openapi_extra=openapi.body(openapi.schema_of(contract.TextToVideoRequest), {"a cat": _EXAMPLE}),
+)
+async def generate(
+    request: Request, deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey, respond_async: RespondAsync
+) -> Response:
+    """Answers when the clip is there, at most after 20 minutes; 202 with `Prefer: respond-async`."""
+    asked = contract.request(raw)
+    job, replayed = await submit(
+        deps,
+        caller,
+        entry=catalog.get(MODEL),
+        raw=asked.input,
+        contract="text_to_video",
+        wish=Wish(webhook_url=asked.webhook_url, idempotency_key=key, warnings=asked.warnings),
+    )
+    if respond_async:
+        return accepted(job, {"jobId": job.id, "status": "queued"}, replayed=replayed)
+    ended = await wait_or_timeout(deps, job, contract.LIMIT_S, request=request)
+    if ended.status is not Status.SUCCEEDED:
+        raise error_of(ended)
+    headers = {"Idempotency-Replayed": "true"} if replayed else {}
+    video = await _video(deps, ended, response_format=asked.response_format)
+    return JSONResponse(contract.body(ended, video), headers=headers)
+
+
+async def _video(deps: Deps, job: Job, *, response_format: str) -> str:
+    clip = contract.clip(job)
+    if response_format == "url":
+        return (await urls_of(deps, job))[clip.name]
+    whole = b"".join([part async for part in deps.storage.open(clip.key)])
+    return base64.b64encode(whole).decode()
+
+
+@router.get("/api/v1/text-to-video/health", summary="Whether clips can be made")
+async def health(deps: DepsDep) -> dict[str, Any]:
+    """The model and what runs it: `diffusers`, or `fake`."""
+    engine = catalog.engine_of(catalog.get(MODEL), deps.settings.fake_engines)
+    return {"status": "ok", "model": MODEL, "engine": engine}

@@ -1,0 +1,119 @@
+"""`POST /transcribe` and `GET /transcribe/health`."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fastapi import Request
+from starlette.responses import Response
+
+from mediamill import __version__, catalog
+from mediamill.api import openapi
+from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, RespondAsync, json_object
+from mediamill.api.errors import ContractRouter
+from mediamill.api.submit import Wish, blocking, check_room, submit
+from mediamill.api.uploads import receive
+from mediamill.catalog.transcribe import REPOS, TranscribeRequest
+from mediamill.config import Settings
+from mediamill.contracts import transcription
+from mediamill.engines.whisper import weights
+from mediamill.errors import ModelUnavailable
+from mediamill.model import Json
+
+router = ContractRouter(error_reply=transcription.error_reply, covers=("/transcribe",), tags=["transcription"])
+
+
+def _described() -> dict[str, Any]:
+    schema = openapi.entry_schema("transcribe")
+    examples = {"by URL": {"url_audio": "https://example.com/talk.mp3", "path": "Project/Video/captions/"}}
+    extra = openapi.body(schema, examples)
+    fields: dict[str, Any] = {k: v for k, v in schema["properties"].items() if k != "url_audio"}
+    form = {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}, **fields}}
+    extra["requestBody"]["content"]["multipart/form-data"] = {"schema": {**form, "required": ["file"]}}
+    return extra
+
+
+@router.post(
+    "/transcribe",
+    summary="Speech to subtitles, karaoke and a word list",
+    responses={
+        202: {"description": "Queued, with `Prefer: respond-async`"},
+        **openapi.errors(openapi.BLOCKING_ERRORS),
+    },
+    openapi_extra=_described(),
+)
+async def transcribe(
+    request: Request, deps: DepsDep, caller: CallerDep, key: IdempotencyKey, respond_async: RespondAsync
+) -> Response:
+    """Answers when the job has ended, at most after the blocking limit; 202 with `Prefer: respond-async`."""
+    stored_key: str | None = None
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raw, stored_key = await _from_form(request, deps)
+    else:
+        raw = await json_object(request)
+    try:
+        inner, webhook_url = transcription.request(raw)
+        submitted = await submit(
+            deps,
+            caller,
+            entry=catalog.get("transcribe"),
+            raw=inner,
+            contract="transcription",
+            wish=Wish(webhook_url=webhook_url, idempotency_key=key),
+        )
+    except BaseException:
+        if stored_key is not None:
+            await deps.storage.delete(stored_key)
+        raise
+    limit_s = deps.settings.blocking_limit_s
+    return await blocking(
+        request, deps, submitted, reply=transcription.reply, limit_s=limit_s, respond_async=respond_async
+    )
+
+
+async def _from_form(request: Request, deps: Deps) -> tuple[dict[str, Json], str | None]:
+    """The body a form stands for, and the key its file was stored under."""
+    await check_room(deps)
+    root = deps.settings.scratch_root
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=root) as folder:
+        received, fields = await receive(request, Path(folder), limit_bytes=deps.settings.max_upload_bytes)
+        if received is None:
+            return transcription.from_form(fields, file=None), None
+        target = f"uploads/{uuid4()}/{received.name}"
+        body = transcription.from_form(fields, file=f"file:{target}")
+        await deps.storage.put(target, received.path, media_type=received.media_type)
+    return body, target
+
+
+@router.get("/transcribe/health", summary="Alive, with the models at hand")
+async def health(deps: DepsDep) -> dict[str, Any]:
+    """`models` are those whose weights are on this machine; another one is fetched by the first job that asks."""
+    at_hand = await asyncio.to_thread(models_at_hand, deps.settings)
+    return {
+        "status": "ok",
+        "version": __version__,
+        "uptimeSeconds": round(time.monotonic() - deps.started_s, 3),
+        "models": at_hand,
+        "defaultModel": TranscribeRequest.model_fields["model"].default,
+    }
+
+
+def models_at_hand(settings: Settings) -> list[str]:
+    """Names of the models that need no download, as this machine's settings place them."""
+    placed = {f"MEDIAMILL_MODEL_{name}": where for name, where in settings.model_locations.items()}
+    home = settings.hf_home or Path("~/.cache/huggingface").expanduser()
+    hub_cache = settings.hf_hub_cache or home / "hub"
+    return [name for name in REPOS if _is_at_hand(weights.locate(name, placed), hub_cache)]
+
+
+def _is_at_hand(location: weights.Location, hub_cache: Path) -> bool:
+    try:
+        return weights.at_hand(location, hub_cache) is not None
+    except ModelUnavailable:
+        return False

@@ -1,0 +1,378 @@
+"""The generation contract: `/api/v1/generate`, a union on `model`, camelCase, four shapes of a job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from mediamill import catalog
+from mediamill.contracts import percent, when
+from mediamill.errors import Detail, InvalidRequest, MediamillError, NotFound
+from mediamill.model import Job, Json, Status
+
+QUEUED_MESSAGE = "Job queued. Poll GET /api/v1/generate/{jobId} for status."
+"""As documented, braces included."""
+MAX_BULK = 50
+_ENVELOPE = ("model", "webhookUrl", "webhook_url")
+_CANCELLED = "Job was cancelled"
+_WORDS: Mapping[Status, str] = {
+    Status.QUEUED: "queued",
+    Status.RUNNING: "processing",
+    Status.SUCCEEDED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "failed",
+}
+
+Seed = Annotated[int | None, Field(ge=0, lt=2**53, description="Random seed for reproducibility")]
+Webhook = Annotated[str | None, Field(description="Callback URL on completion")]
+
+
+class _Wire(BaseModel):
+    """camelCase on the wire; unknown fields are named in `warnings`."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False)
+
+    webhook_url: Webhook = None
+
+    def input(self) -> dict[str, Json]:
+        """The catalog's input."""
+        return self.model_dump(exclude={"model", "webhook_url"})
+
+
+class Ltx2(_Wire):
+    """LTX-2: image to video (`"mode": "t2v"`: text to video)."""
+
+    model: Literal["ltx2"]
+    image_url: Annotated[str | None, Field(description="URL to source image; required unless mode is t2v")] = None
+    prompt: Annotated[str | None, Field(max_length=5000, description="Text prompt for generation")] = None
+    duration: Annotated[float, Field(ge=3, le=10, description="Video duration in seconds")] = 5
+    width: Annotated[int, Field(ge=512, le=1920, multiple_of=2, description="Output width, even")] = 1024
+    height: Annotated[int, Field(ge=512, le=1080, multiple_of=2, description="Output height, even")] = 576
+    num_inference_steps: Annotated[int, Field(ge=10, le=50, description="Diffusion steps")] = 30
+    guidance_scale: Annotated[float, Field(ge=1, le=15, description="Prompt adherence")] = 7.5
+    fps: Annotated[int | float, Field(ge=12, le=30, description="Frames per second")] = 24
+    mode: Annotated[Literal["i2v", "t2v"], Field(description="t2v needs no image")] = "i2v"
+    negative_prompt: Annotated[str | None, Field(max_length=5000, description="Features to avoid")] = None
+    seed: Seed = None
+    audio_url: Annotated[str | None, Field(description="Speech to move the lips to")] = None
+    generate_audio: Annotated[bool, Field(description="Make a sound track too")] = False
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if self.mode == "i2v" and self.image_url is None:
+            raise _Missing("imageUrl")
+        if self.mode == "t2v" and not self.prompt:
+            raise _Missing("prompt")
+        return self
+
+    def input(self) -> dict[str, Json]:
+        """Frames are duration x fps, half up; steps and guidance have the catalog's names."""
+        whole = super().input()
+        whole["steps"] = whole.pop("num_inference_steps")
+        whole["guidance"] = whole.pop("guidance_scale")
+        whole["num_frames"] = max(1, math.floor(whole.pop("duration") * self.fps + 0.5))
+        return {**whole, "prompt": self.prompt or "", "file_name": "output.mp4"}
+
+
+class ZImage(_Wire):
+    """Z-Image: text to image (with `imageUrl`: image to image)."""
+
+    model: Literal["zimage"]
+    prompt: Annotated[str, Field(min_length=1, max_length=1000, description="Text prompt (English or Chinese)")]
+    negative_prompt: Annotated[str | None, Field(max_length=500, description="Features to avoid")] = None
+    width: Annotated[int, Field(ge=512, le=2048, description="Output width")] = 1024
+    height: Annotated[int, Field(ge=512, le=2048, description="Output height")] = 1024
+    steps: Annotated[int, Field(ge=8, le=100, description="Inference steps (8-9 for Turbo)")] = 9
+    guidance_scale: Annotated[float, Field(ge=0, le=20, description="0 for Turbo, 1-20 for Base")] = 0
+    seed: Seed = None
+    image_url: Annotated[str | None, Field(description="A picture to start from")] = None
+    strength: Annotated[float, Field(gt=0, le=1, description="How far to go from imageUrl")] = 0.6
+
+    @model_validator(mode="after")
+    def _guidance(self) -> Self:
+        if 0 < self.guidance_scale < 1:
+            raise _Wrong("guidanceScale", f"must be 0, or 1 to 20 (got {self.guidance_scale:g})")
+        return self
+
+
+class LongCat(_Wire):
+    """LongCat: audio-driven avatar."""
+
+    model: Literal["longcat"]
+    audio_url: Annotated[str, Field(description="URL to audio file (WAV recommended)")]
+    image_url: Annotated[str | None, Field(description="Reference image URL, required for ai2v")] = None
+    prompt: Annotated[str | None, Field(max_length=5000, description="Character description")] = None
+    mode: Annotated[Literal["at2v", "ai2v"], Field(description="at2v: audio+text, ai2v: audio+image")] = "ai2v"
+    resolution: Annotated[Literal["480P", "720P"], Field(description="Output resolution")] = "480P"
+    audio_cfg: Annotated[float, Field(ge=1, le=10, description="Audio guidance scale")] = 4.0
+    num_segments: Annotated[int, Field(ge=1, le=10, description="Segments for longer videos")] = 1
+
+    @model_validator(mode="after")
+    def _face(self) -> Self:
+        if self.mode == "ai2v" and self.image_url is None:
+            raise _Missing("imageUrl")
+        return self
+
+
+class Wav2Lip(_Wire):
+    """Wav2Lip: lip-sync of a video."""
+
+    model: Literal["wav2lip"]
+    video_url: Annotated[str, Field(description="URL to the video with a face")]
+    audio_url: Annotated[str, Field(description="URL to the speech")]
+    pad_top: Annotated[int, Field(ge=0, le=50)] = 0
+    pad_bottom: Annotated[int, Field(ge=0, le=50)] = 10
+    pad_left: Annotated[int, Field(ge=0, le=50)] = 0
+    pad_right: Annotated[int, Field(ge=0, le=50)] = 0
+
+
+class _Wrong(ValueError):
+    """A rule over several fields, told at the field that breaks it."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.detail = Detail(path, message)
+
+
+class _Missing(_Wrong):
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "is required")
+
+
+DOCUMENTED: Mapping[str, type[_Wire]] = {"ltx2": Ltx2, "zimage": ZImage, "longcat": LongCat, "wav2lip": Wav2Lip}
+"""The models with camelCase fields; every other catalog entry is asked with its own."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request taken apart."""
+
+    model: str
+    input: Mapping[str, Json]
+    webhook_url: str | None
+    warnings: tuple[str, ...]
+
+
+def request(raw: Mapping[str, Json]) -> Asked:
+    """The catalog entry and its input.
+
+    Raises: InvalidRequest with one detail for each wrong field, under its wire name.
+    """
+    model = raw.get("model")
+    if not isinstance(model, str):
+        message = "is required" if model is None else f"must be a string (got {model!r})"
+        raise _invalid([Detail("model", message)])
+    wire = DOCUMENTED.get(model)
+    return _other(model, raw) if wire is None else _documented(wire, raw)
+
+
+def _documented(wire: type[_Wire], raw: Mapping[str, Json]) -> Asked:
+    try:
+        typed = wire.model_validate(raw)
+    except ValidationError as error:
+        raise _invalid(_details(error, wire)) from error
+    unknown = tuple(f"Unknown field {name!r} was ignored." for name in catalog.unknown_fields(wire, raw))
+    return Asked(str(raw["model"]), typed.input(), typed.webhook_url, unknown)
+
+
+def _details(error: ValidationError, wire: type[_Wire]) -> list[Detail]:
+    """One for each complaint; a rule over several fields names its field itself."""
+    plain = catalog.details_of(error)
+    causes = [e.get("ctx", {}).get("error") for e in error.errors(include_url=False)]
+    aliases = {name: info.alias or name for name, info in wire.model_fields.items()}
+    return [
+        cause.detail if isinstance(cause, _Wrong) else Detail(aliases.get(d.path, d.path), d.message)
+        for d, cause in zip(plain, causes, strict=True)
+    ]
+
+
+def _other(model: str, raw: Mapping[str, Json]) -> Asked:
+    """An entry by its name, with the catalog's own fields; they are checked when it is queued."""
+    try:
+        catalog.get(model)
+    except NotFound as error:
+        raise _invalid([Detail("model", error.message)]) from error
+    url = raw.get("webhookUrl", raw.get("webhook_url"))
+    if url is not None and not isinstance(url, str):
+        raise _invalid([Detail("webhookUrl", f"must be a string (got {url!r})")])
+    return Asked(model, {k: v for k, v in raw.items() if k not in _ENVELOPE}, url, ())
+
+
+def wire_error(error: InvalidRequest, model: str) -> InvalidRequest:
+    """The same error with the catalog's field names as this contract spells them."""
+    wire = DOCUMENTED.get(model)
+    if wire is None or not error.details:
+        return error
+    aliases = {name: info.alias or name for name, info in wire.model_fields.items()}
+    return _invalid([Detail(aliases.get(d.path, d.path), d.message) for d in error.details])
+
+
+def _invalid(details: Sequence[Detail]) -> InvalidRequest:
+    return InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details)
+
+
+def bulk(raw: Mapping[str, Json]) -> tuple[list[Asked], str | None]:
+    """The requests of a bulk and its webhook URL.
+
+    Raises: InvalidRequest with paths below `jobs.N`.
+    """
+    jobs, url = raw.get("jobs"), raw.get("webhookUrl", raw.get("webhook_url"))
+    details: list[Detail] = []
+    if url is not None and not isinstance(url, str):
+        details.append(Detail("webhookUrl", f"must be a string (got {url!r})"))
+    if not isinstance(jobs, list) or not 1 <= len(jobs) <= MAX_BULK:
+        count = f"{len(jobs)} requests" if isinstance(jobs, list) else repr(jobs)[:80]
+        raise _invalid([*details, Detail("jobs", f"must be a list of 1 to {MAX_BULK} requests (got {count})")])
+    asked: list[Asked] = []
+    for index, one in enumerate(jobs):
+        try:
+            asked.append(request(one if isinstance(one, Mapping) else {}))
+        except InvalidRequest as error:
+            details += below(error, index).details
+    if details:
+        raise _invalid(details)
+    return asked, url
+
+
+def below(error: InvalidRequest, index: int) -> InvalidRequest:
+    """The same error, its paths below `jobs.{index}`."""
+    details = [Detail(f"jobs.{index}.{d.path}", d.message) for d in error.details]
+    return _invalid(details) if details else InvalidRequest(f"jobs.{index}: {error.message}")
+
+
+def accepted(job: Job) -> dict[str, Json]:
+    """The 202."""
+    body: dict[str, Json] = {
+        "success": True,
+        "jobId": job.id,
+        "model": job.model,
+        "status": "queued",
+        "message": QUEUED_MESSAGE,
+    }
+    if job.warnings:
+        body["warnings"] = list(job.warnings)
+    return body
+
+
+def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
+    """What polling gives: queued, processing, completed or failed."""
+    body: dict[str, Json] = {"status": _WORDS[job.status], "jobId": job.id, "model": job.model}
+    match body["status"]:
+        case "queued":
+            if job.position is not None:
+                body["position"] = job.position
+            body["createdAt"] = when(job.created_at)
+        case "processing":
+            body |= {
+                "progress": percent(job.progress),
+                "startedAt": when(job.started_at),
+                "createdAt": when(job.created_at),
+            }
+        case "completed":
+            body |= {
+                "result": _result(job, urls),
+                "processingTimeMs": _processing_ms(job),
+                "createdAt": when(job.created_at),
+                "completedAt": when(job.finished_at),
+            }
+        case _:
+            body |= {"error": reason(job), "createdAt": when(job.created_at), "failedAt": when(job.finished_at)}
+    return body
+
+
+def _result(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
+    """The first file, with probed facts."""
+    if not job.artifacts:
+        return dict(job.output or {})
+    first = job.artifacts[0]
+    result: dict[str, Json] = {
+        "url": urls[first.name],
+        "contentType": first.media_type,
+        "fileSizeBytes": first.size_bytes,
+    }
+    if first.facts.duration_s is not None and not first.media_type.startswith("image/"):
+        result["durationMs"] = round(first.facts.duration_s * 1000)
+    if first.facts.width_px is not None:
+        result |= {"width": first.facts.width_px, "height": first.facts.height_px}
+    if job.input.get("seed") is None and job.output and "seed" in job.output:
+        result["seed"] = job.output["seed"]
+    return result
+
+
+def _processing_ms(job: Job) -> int:
+    """Of the times as they are shown, so that whoever subtracts them gets the same."""
+    return _ms(job.finished_at or job.created_at) - _ms(job.created_at)
+
+
+def _ms(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def reason(job: Job) -> str:
+    """Why a job has no result, in one sentence."""
+    if job.status is Status.CANCELLED:
+        return _CANCELLED
+    if job.error is None:
+        return "Job failed"
+    if job.error.code == "deadline_exceeded" and job.finished_at is not None:
+        waited_s = (job.finished_at - (job.started_at or job.created_at)).total_seconds()
+        return f"Job timed out after {max(1, round(waited_s))} s"
+    return job.error.message
+
+
+def webhook(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
+    """The documented callback."""
+    if job.status is not Status.SUCCEEDED:
+        return {"jobId": job.id, "status": "failed", "error": reason(job)}
+    result = _result(job, urls)
+    told = {name: result[name] for name in ("url", "fileSizeBytes") if name in result}
+    return {"jobId": job.id, "status": "completed", "result": {**told, "processingTimeMs": _processing_ms(job)}}
+
+
+def bulk_accepted(batch_id: str, jobs: Sequence[Job]) -> dict[str, Json]:
+    """The 202 of a bulk."""
+    return {
+        "success": True,
+        "batchId": batch_id,
+        "jobs": [{"index": i, "jobId": job.id, "status": "queued"} for i, job in enumerate(jobs)],
+    }
+
+
+def bulk_status(jobs: Sequence[Job]) -> str:
+    """pending, processing, completed, partial_failure or failed."""
+    words = [_WORDS[job.status] for job in jobs]
+    if all(word == "queued" for word in words):
+        return "pending"
+    if any(word in {"queued", "processing"} for word in words):
+        return "processing"
+    done = words.count("completed")
+    return "completed" if done == len(words) else "partial_failure" if done else "failed"
+
+
+def bulk_reply(batch_id: str, jobs: Sequence[Job], urls: Sequence[Mapping[str, str]]) -> dict[str, Json]:
+    """What polling a bulk gives, and its webhook's body: each job as it would be polled, with its index."""
+    words = [_WORDS[job.status] for job in jobs]
+    return {
+        "batchId": batch_id,
+        "status": bulk_status(jobs),
+        "total": len(jobs),
+        "completed": words.count("completed"),
+        "failed": words.count("failed"),
+        "jobs": [{"index": i, **reply(job, u)} for i, (job, u) in enumerate(zip(jobs, urls, strict=True))],
+    }
+
+
+def error_reply(error: MediamillError, status: int) -> dict[str, Json]:  # noqa: ARG001 - the status is not in the body
+    """The error envelope."""
+    body: dict[str, Any] = {"success": False, "error": error.message}
+    if error.details:
+        body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
+    if error.job_id is not None:
+        body["jobId"] = error.job_id
+    return body

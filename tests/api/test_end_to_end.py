@@ -1,0 +1,92 @@
+"""The API with a real worker beside it: from a request to the bytes of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+from collections.abc import AsyncIterator
+
+import aiohttp
+from PIL import Image
+
+from mediamill.jobs.worker import run_worker
+from mediamill.media.probe import probe
+from tests.api.conftest import Service, running
+from tests.video_contract import VideoResponse
+
+
+@contextlib.asynccontextmanager
+async def working(store, database_url, folder) -> AsyncIterator[Service]:
+    """An API and a worker of the cpu pool that share a database and a folder."""
+    async with running(store, folder, storage_mode="file", database_url=database_url) as service:
+        stop = asyncio.Event()
+        worker = asyncio.ensure_future(run_worker(service.deps.settings, pool="cpu", slots=1, stop=stop))
+        try:
+            while (await service.get("/ready")).status != 200:
+                await asyncio.sleep(0.05)
+            yield service
+        finally:
+            stop.set()
+            await worker
+
+
+async def fetched(service: Service, url: str, folder):
+    """The facts of a file behind a URL of the service."""
+    clip = folder / "fetched.mp4"
+    clip.write_bytes((await service.get(url.removeprefix(service.base_url))).body)
+    return probe(clip)
+
+
+async def test_a_requested_clip_can_be_fetched_and_is_what_was_asked(store, database_url, tmp_path):
+    async with working(store, database_url, tmp_path) as service:
+        wanted = {"kind": "video", "width": 320, "height": 180, "duration_s": 0.5, "fps": 24, "seed": 7}
+        answer = await service.call("POST", "/v1/jobs?wait=60", json={"model": "fake", "input": wanted})
+        assert (answer.status, answer.body["status"]) == (200, "succeeded"), answer.body
+        (artifact,) = answer.body["artifacts"]
+        assert (artifact["width"], artifact["height"], artifact["frames"]) == (320, 180, 12)
+        facts = await fetched(service, artifact["url"], tmp_path)
+        assert (facts.width_px, facts.height_px, facts.frames, facts.has_audio) == (320, 180, 12, True)
+        assert {"queued_s", "uploading_s"} <= set(answer.body["timings"])
+
+        slow = await service.post("/v1/jobs", {"model": "fake", "input": {**wanted, "work_s": 60}})
+        while (await service.get(slow.headers["Location"])).body["status"] == "queued":
+            await asyncio.sleep(0.02)
+        await service.call("POST", f"{slow.headers['Location']}/cancel")
+        ended = await service.get(f"{slow.headers['Location']}?wait=30")
+        assert ended.body["status"] == "cancelled"
+
+
+async def test_photos_become_clips_and_a_bad_one_does_not_lose_the_others(store, database_url, tmp_path):
+    photo = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 40, 40)).save(photo, "PNG")
+    encoded = base64.b64encode(photo.getvalue()).decode()
+    async with working(store, database_url, tmp_path) as service:
+        form = aiohttp.FormData()
+        form.add_field("file", photo.getvalue(), filename="photo.png")
+        uploaded = (await service.call("POST", "/v1/files", data=form)).body
+        stills = {
+            "gone": "http://media.invalid/photo.jpg",
+            "sent": uploaded["file"],
+            "ours": uploaded["url"],
+            "inline": f"data:image/png;base64,{encoded}",
+        }
+        images = [{"id": name, "image_url": url, "duracao": 0.25} for name, url in stills.items()]
+        answer = await service.post("/video/img2vid", {"images": images, "path": "Álbum 1/videos/"})
+        assert answer.status == 200, answer.body
+        reply = VideoResponse.model_validate(answer.body)
+        assert (reply.stats.total, reply.stats.processed) == (4, 3)
+        assert [(v.id, v.filename) for v in reply.videos or ()] == [
+            ("sent", "video_2.mp4"),
+            ("ours", "video_3.mp4"),
+            ("inline", "video_4.mp4"),
+        ]
+        assert [e["id"] for e in answer.body["errors"]] == ["gone"]
+        for video in reply.videos or ():
+            assert "/%C3%81lbum%201/videos/" in video.video_url
+            facts = await fetched(service, video.video_url, tmp_path)
+            assert (facts.width_px, facts.height_px, facts.frames) == (1920, 1080, 6)
+
+        lost = await service.post("/video/img2vid", {"images": images[:1], "path": "a/"})
+        assert (lost.status, lost.body["error"]) == (422, "Unprocessable Entity"), lost.body

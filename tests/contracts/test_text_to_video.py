@@ -1,0 +1,138 @@
+"""The text-to-video contract: its request, its reply, FastAPI's error shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from mediamill import catalog
+from mediamill.contracts import text_to_video as contract
+from mediamill.errors import Busy, DeadlineExceeded, InvalidRequest, MediamillError, OutOfMemory, Unauthorized
+from mediamill.model import Artifact, Job, JobError, MediaFacts, Status
+
+DOCUMENTED = {
+    "prompt": "A cat playing piano in a cozy room, cinematic lighting",
+    "negative_prompt": "blurry, low quality, distorted",
+    "num_frames": 24,
+    "fps": 8,
+    "width": 512,
+    "height": 512,
+    "num_inference_steps": 50,
+    "guidance_scale": 7.5,
+    "seed": 42,
+}
+CLIP = Artifact(
+    "output.mp4",
+    "outputs/j/output.mp4",
+    "video/mp4",
+    5,
+    "0" * 64,
+    MediaFacts(width_px=512, height_px=512, duration_s=3.0, fps=8.0, frames=24, video_codec="h264"),
+)
+DONE = Job(
+    id="j",
+    model="ltx-video",
+    status=Status.SUCCEEDED,
+    input=DOCUMENTED,
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    finished_at=datetime(2026, 1, 1, tzinfo=UTC),
+    artifacts=(CLIP,),
+    output={"seed": 42},
+)
+
+
+def test_the_documents_request_is_the_catalogs_input() -> None:
+    asked = contract.request(DOCUMENTED)
+    assert asked.input == DOCUMENTED
+    assert (asked.response_format, asked.webhook_url, asked.warnings) == ("base64", None, ())
+    request, warnings = catalog.validate(catalog.get("ltx-video"), asked.input)
+    assert request.model_dump() == {**DOCUMENTED, "image_url": None}
+    assert warnings == ()
+
+
+def test_defaults_are_the_documents() -> None:
+    assert contract.request({"prompt": "p"}).input == {**DOCUMENTED, "prompt": "p", "negative_prompt": "", "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("num_frames", [1, 257, "24"], [0, 258, 1.5]),
+        ("fps", [1, 60], [0, 61]),
+        ("width", [64, 1920], [62, 1922, 513]),
+        ("height", [64, 1920], [62, 1922, 65]),
+        ("num_inference_steps", [1, 100], [0, 101]),
+        ("guidance_scale", [0, 20], [-0.1, 20.1]),
+        ("seed", [0, None], [-1, "x"]),
+        ("prompt", ["x"], ["", None, 7]),
+        ("response_format", ["url"], ["gif"]),
+    ],
+)
+def test_published_ranges_hold(field: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        contract.request({**DOCUMENTED, field: value})
+    for value in bad:
+        with pytest.raises(InvalidRequest) as caught:
+            contract.request({**DOCUMENTED, field: value})
+        (complaint,) = contract.error_reply(caught.value, 422)["detail"]
+        assert complaint["loc"] == ["body", field]
+        assert complaint["msg"]
+
+
+def test_a_missing_prompt_has_fastapis_words() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        contract.request({})
+    assert contract.error_reply(caught.value, 422) == {
+        "detail": [{"type": "missing", "loc": ["body", "prompt"], "msg": "Field required"}]
+    }
+
+
+def test_the_reply_is_the_documents_with_probed_facts() -> None:
+    body = contract.body(DONE, "QkFTRTY0")
+    assert list(body.items()) == [
+        ("video", "QkFTRTY0"),
+        ("format", "mp4"),
+        ("num_frames", 24),
+        ("fps", 8),
+        ("width", 512),
+        ("height", 512),
+        ("prompt", DOCUMENTED["prompt"]),
+    ]
+
+
+def test_a_drawn_seed_is_told() -> None:
+    assert contract.body(replace(DONE, input={**DOCUMENTED, "seed": None}), "x")["seed"] == 42
+
+
+@pytest.mark.parametrize(
+    ("job", "body"),
+    [
+        (DONE, {**contract.body(DONE, "https://x/o.mp4"), "jobId": "j"}),
+        (
+            replace(DONE, status=Status.FAILED, artifacts=(), error=JobError("engine_failed", "it broke")),
+            {"detail": "Video generation failed: it broke", "jobId": "j"},
+        ),
+        (
+            replace(DONE, status=Status.CANCELLED, artifacts=()),
+            {"detail": "Video generation failed: Job was cancelled", "jobId": "j"},
+        ),
+    ],
+)
+def test_the_webhook_is_the_reply_with_a_url(job: Job, body: dict[str, Any]) -> None:
+    assert contract.webhook(job, {"output.mp4": "https://x/o.mp4"}) == body
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        (OutOfMemory("no room"), 500, "Video generation failed: no room"),
+        (DeadlineExceeded("too long"), 504, "Video generation failed: too long"),
+        (Unauthorized("who?"), 401, "who?"),
+        (Busy("full"), 503, "full"),
+    ],
+)
+def test_errors_have_one_detail(error: MediamillError, status: int, detail: str) -> None:
+    assert contract.error_reply(error, status) == {"detail": detail}
