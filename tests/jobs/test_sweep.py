@@ -1,0 +1,172 @@
+"""The sweep deletes what nobody wants any more, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mediamill.jobs.store import JobStore, new_id
+from mediamill.jobs.sweep import Sweeper, remove_abandoned, scratch_folder
+from mediamill.model import Job, JobError, Status
+from mediamill.storage import LocalUrls
+from mediamill.storage.memory import MemoryStorage
+from tests.fixtures_db import TestServer
+from tests.store_steps import age, artifact, make, sql, succeed, take
+
+HOUR_S = 3600.0
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+def database_server(embedded_server: TestServer) -> TestServer:
+    """One server is enough: what differs between servers is in the store's tests."""
+    return embedded_server
+
+
+class Aged(MemoryStorage):
+    """Objects of a chosen age."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(LocalUrls("http://files", b"secret"))
+        self.source = folder / "bytes"
+        self.source.write_bytes(b"bytes")
+        self.ages_s: dict[str, float] = {}
+
+    async def hold(self, ages_s: Mapping[str, float]) -> None:
+        for key, age_s in ages_s.items():
+            await self.put(key, self.source, media_type="video/mp4")
+            self.ages_s[key] = age_s
+
+    async def list(self, prefix: str):
+        async for key, modified_at in super().list(prefix):
+            yield key, modified_at - timedelta(seconds=self.ages_s.get(key, 0.0))
+
+    async def keys(self) -> set[str]:
+        return {key async for key, _ in self.list("")}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Aged:
+    return Aged(tmp_path)
+
+
+def sweeper(store: JobStore, storage: Aged, tmp_path: Path, **rest: float) -> Sweeper:
+    return Sweeper(store, storage, tmp_path / "work", **rest)
+
+
+async def done(store: JobStore, key: str) -> Job:
+    job = await make(store)
+    await succeed(store, await take(store), artifacts=[artifact(key=key)])
+    return await store.get(job.id)
+
+
+async def test_ended_jobs_go_with_their_files_once_they_are_older_than_the_retention(
+    store: JobStore, storage: Aged, tmp_path: Path
+) -> None:
+    old, fresh = await done(store, "clips/old.mp4"), await done(store, "clips/fresh.mp4")
+    await age(store, old.id, finished_at=2 * HOUR_S)
+    kept = {"clips/fresh.mp4", f"uploads/{fresh.id}/a.png"}
+    gone = {"clips/old.mp4", f"uploads/{old.id}/a.png", f"previews/{old.id}/p.png"}
+    await storage.hold(dict.fromkeys(kept | gone, 3 * HOUR_S))
+    await sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep()
+    assert await storage.keys() == kept
+    assert [job.id for job in (await store.list()).jobs] == [fresh.id]
+
+
+async def test_without_a_retention_everything_is_kept(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    job = await done(store, "clips/old.mp4")
+    await age(store, job.id, finished_at=365 * DAY_S)
+    await storage.hold({"clips/old.mp4": 365 * DAY_S, f"uploads/{new_id()}/a.png": 365 * DAY_S})
+    for sweep in (sweeper(store, storage, tmp_path).sweep, sweeper(store, storage, tmp_path).sweep_strays):
+        await sweep()
+    assert len(await storage.keys()) == 2
+    assert (await store.get(job.id)).status is Status.SUCCEEDED
+
+
+async def test_staged_files_stay_only_with_the_running_attempt(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    ended = await done(store, "clips/a.mp4")
+    running = await make(store)
+    await take(store)
+    await sql(store, "UPDATE job SET attempt = 3 WHERE status = 'running'")
+    kept = {f"attempts/{running.id}/3/a.mp4", f"attempts/{new_id()}/1/other-database.mp4"}
+    gone = {f"attempts/{running.id}/2/a.mp4", f"attempts/{ended.id}/1/a.mp4"}
+    await storage.hold(dict.fromkeys(kept | gone, HOUR_S))
+    young = f"attempts/{ended.id}/1/young.mp4"
+    await storage.hold({young: 10.0, "clips/a.mp4": HOUR_S})
+    await sweeper(store, storage, tmp_path).sweep_strays()
+    assert await storage.keys() == {*kept, young, "clips/a.mp4"}
+
+
+async def test_published_files_that_the_ended_job_does_not_name_go(
+    store: JobStore, storage: Aged, tmp_path: Path
+) -> None:
+    named = await done(store, "to be replaced")
+    await sql(store, "UPDATE artifact SET key = 'outputs/' || job_id || '/output.mp4'")
+    failed = await make(store)
+    taken = await take(store)
+    await store.fail(taken.job.id, taken.attempt, JobError("crashed", "x"), timings={})
+    running = await make(store)
+    await take(store)
+    for job in (named, failed):
+        await age(store, job.id, finished_at=HOUR_S)
+    kept = {
+        f"outputs/{named.id}/output.mp4",
+        f"outputs/{running.id}/output.mp4",
+        f"outputs/{new_id()}/other-database.mp4",
+    }
+    gone = {f"outputs/{named.id}/second.mp4", f"outputs/{failed.id}/output.mp4"}
+    await storage.hold(dict.fromkeys(kept | gone, HOUR_S))
+    await sweeper(store, storage, tmp_path).sweep_strays()
+    assert await storage.keys() == kept
+
+
+async def test_old_previews_and_uploads_go(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    kept = {f"previews/{new_id()}/a.png": HOUR_S, f"uploads/{new_id()}/a.png": DAY_S}
+    await storage.hold({**kept, f"previews/{new_id()}/b.png": 2 * DAY_S, f"uploads/{new_id()}/b.png": 3 * DAY_S})
+    await sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep_strays()
+    assert await storage.keys() == set(kept)
+
+
+def test_a_dead_processs_scratch_folder_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
+    dead = tmp_path / "dead"
+    (dead / "job.1" / "work").mkdir(parents=True)
+    lock = tmp_path / "dead.lock"
+    lock.touch()
+    os.utime(lock, (time.time() - 60,) * 2)
+    with scratch_folder(tmp_path, "alive") as alive:
+        (alive / "job.2").mkdir()
+        os.utime(tmp_path / "alive.lock", (time.time() - 60,) * 2)
+        assert remove_abandoned(tmp_path) == 1
+        assert (alive / "job.2").is_dir()
+        assert not dead.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_just_made_is_not_yet_abandoned(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    with (tmp_path / "new.lock").open("x") as made:
+        assert remove_abandoned(tmp_path) == 0
+        fcntl.flock(made, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert (tmp_path / "new").is_dir()
+
+
+async def test_it_runs_by_itself_and_ends_when_told(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    job = await make(store, queued_timeout_s=1)
+    await age(store, job.id, queue_deadline_at=1)
+    (tmp_path / "work").mkdir()
+    stop = asyncio.Event()
+    task = asyncio.create_task(sweeper(store, storage, tmp_path).run(stop))
+    ended = await store.wait(job.id, 30)
+    stop.set()
+    await task
+    assert ended.error is not None
+    assert ended.error.code == "deadline_exceeded"
+    assert ended.finished_at is not None
+    assert ended.finished_at <= datetime.now(UTC)
