@@ -1,0 +1,81 @@
+"""Whatever is killed or frozen, at whatever point: every accepted job ends once, whole, and its webhook comes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.ledger import slow_order
+from tests.chaos.siege import FAULTS, siege
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+
+SOURCE = Path(__file__).parents[2] / "src"
+_FENCE = {
+    "WHERE id = $1 AND attempt = $2 AND status = 'running' RETURNING cancel_requested": (
+        "WHERE id = $1 AND $2::int IS NOT NULL AND status = 'running' RETURNING cancel_requested"
+    ),
+    "WHERE j.id = $1 AND j.attempt = $2 AND j.status = ANY($3::text[])": (
+        "WHERE j.id = $1 AND $2::int IS NOT NULL AND j.status = ANY($3::text[])"
+    ),
+}
+"""The fence in queries.sql, and the same statement without it."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the database's user can enter, unlike pytest's own."""
+    made = Path(tempfile.mkdtemp(prefix="mediamill-chaos-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def chosen_faults() -> tuple[list[str], int]:
+    """As many as asked for by MEDIAMILL_CHAOS_FAULTS, each kind as often as the others, in a seeded order."""
+    seed = int(os.environ.get("MEDIAMILL_CHAOS_SEED") or 1)
+    count = int(os.environ.get("MEDIAMILL_CHAOS_FAULTS") or len(FAULTS))
+    rng = random.Random(seed)
+    rounds = [rng.sample(FAULTS, len(FAULTS)) for _ in range(-(-count // len(FAULTS)))]
+    return [fault for each in rounds for fault in each][:count], seed
+
+
+async def test_nothing_is_lost_whatever_is_killed(folder: Path) -> None:
+    faults, seed = chosen_faults()
+    report = await siege(folder, source=SOURCE, faults=faults, seed=seed)
+    print(f"\nseed {seed}\n{report.table()}")  # noqa: T201 - the figures of `make chaos`
+    assert report.accepted >= 2 * len(faults)
+    assert report.webhooks == report.accepted
+    assert not report.violations, report.table()
+
+
+@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "without-the-fence"])
+async def test_a_worker_that_comes_back_changes_nothing(folder: Path, *, fenced: bool) -> None:
+    """Work that is frozen past its lease, and still being done again when its first worker wakes.
+
+    A copy of the code without the fence must not pass, or this and the test above prove nothing.
+    """
+    source = SOURCE if fenced else without_the_fence(folder / "src")
+    faults = ["running.stop", "running.stop"]
+    report = await siege(folder, source=source, faults=faults, seed=5, mix=slow_order, outstanding=3)
+    assert bool(report.violations) != fenced, report.table()
+
+
+def without_the_fence(copy: Path) -> Path:
+    """The product's code but for the fence."""
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    queries = copy / "mediamill" / "jobs" / "queries.sql"
+    text = queries.read_text()
+    for statement, mutant in _FENCE.items():
+        assert text.count(statement) == 1, f"the fence has moved: {statement}"
+        text = text.replace(statement, mutant)
+    queries.write_text(text)
+    for path in (copy, *copy.rglob("*")):
+        path.chmod(0o755)
+    return copy
