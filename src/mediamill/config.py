@@ -312,8 +312,9 @@ class Settings(BaseSettings):
             "HF_HUB_CACHE": self.hf_hub_cache,
             "TRANSFORMERS_CACHE": self.transformers_cache,
         }
+        quiet = {"SVT_LOG": "1"}  # the AV1 encoder's own variable: errors only
         token = {} if self.hf_token is None else {"HF_TOKEN": self.hf_token.get_secret_value()}
-        return {**{name: str(path) for name, path in paths.items() if path is not None}, **token}
+        return {**{name: str(path) for name, path in paths.items() if path is not None}, **token, **quiet}
 
     @property
     def logs_root(self) -> Path:

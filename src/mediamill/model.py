@@ -246,6 +246,10 @@ class Storage(Protocol):
         """The key when `url` is one of ours (any of the shapes `url` gives), else None."""
         ...
 
+    async def identity(self) -> str:
+        """Equal exactly for processes whose keys mean the same objects, whatever the paths or hosts."""
+        ...
+
     async def check(self) -> None:
         """Write, read and delete a small object; raises StorageError with what to mend."""
         ...

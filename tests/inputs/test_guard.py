@@ -12,9 +12,7 @@ from yarl import URL
 
 from mediamill.errors import InvalidRequest, Misconfigured
 from mediamill.inputs import UrlGuard, check_literal, check_url
-from tests.fixtures_web import Page, WebServer, web_server  # noqa: F401 - fixture
-
-MakeGuard = type[UrlGuard]
+from tests.fixtures_web import Page, WebServer
 
 
 class Names(AbstractResolver):
@@ -83,7 +81,7 @@ ATTACKS = (
 async def test_a_literal_address_is_refused_before_queueing_and_at_the_connection(
     web_server: WebServer,
     guards: list[UrlGuard],
-    attack: str,  # noqa: F811
+    attack: str,
 ) -> None:
     page = Page(b"secret")
     web_server.url("/x", page)
@@ -107,7 +105,7 @@ def test_public_urls_pass_before_queueing(url: str) -> None:
 
 async def test_a_name_is_judged_by_the_address_it_has_at_the_connection(
     web_server: WebServer,
-    guards: list[UrlGuard],  # noqa: F811
+    guards: list[UrlGuard],
 ) -> None:
     page = Page(b"secret")
     web_server.url("/x", page)
@@ -122,7 +120,7 @@ async def test_a_name_is_judged_by_the_address_it_has_at_the_connection(
     assert page.requests == []
 
 
-async def test_a_redirect_is_judged_like_a_first_request(web_server: WebServer, guards: list[UrlGuard]) -> None:  # noqa: F811
+async def test_a_redirect_is_judged_like_a_first_request(web_server: WebServer, guards: list[UrlGuard]) -> None:
     secret = Page(b"secret")
     web_server.url("/secret", secret)
     # The redirecting server may be reached by name; nothing else may.
@@ -143,7 +141,7 @@ async def test_a_redirect_is_judged_like_a_first_request(web_server: WebServer, 
     assert secret.requests == []
 
 
-async def test_redirects_end(web_server: WebServer, guards: list[UrlGuard]) -> None:  # noqa: F811
+async def test_redirects_end(web_server: WebServer, guards: list[UrlGuard]) -> None:
     guard = UrlGuard(["127.0.0.1"])
     guards.append(guard)
     loop = web_server.url("/loop", Page(status=307, headers={"Location": "/loop"}))
@@ -173,7 +171,7 @@ async def test_the_allow_list_opens_exactly_what_it_names(
     guards: list[UrlGuard],
     allow: list[str],
     host: str,
-    reached: bool,  # noqa: F811
+    reached: bool,
 ) -> None:
     names = Names(store_example=["127.0.0.1"], other_example=["127.0.0.1"], sub_store_example=["127.0.0.1"])
     names._addresses |= {"localhost": ["127.0.0.1"], "store.example.": ["127.0.0.1"]}
@@ -190,13 +188,13 @@ async def test_the_allow_list_opens_exactly_what_it_names(
 async def test_proxies_of_the_environment_are_not_used(
     web_server: WebServer,
     guards: list[UrlGuard],
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{web_server.port}")
     page = Page(b"x")
     web_server.pages["/x"] = page
-    guard = UrlGuard([], resolver=Names(inner_example=["10.0.0.1"]))
+    guard = UrlGuard(["127.0.0.1"], resolver=Names(inner_example=["10.0.0.1"]))
     guards.append(guard)
     with pytest.raises(aiohttp.ClientError):
         await status(guard, "http://inner.example/x")

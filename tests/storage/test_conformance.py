@@ -17,7 +17,7 @@ from mediamill.config import Settings
 from mediamill.errors import InvalidRequest, NotFound
 from mediamill.model import Storage
 from mediamill.storage import open_storage
-from tests.fixtures_s3 import S3Server, s3_server, s3_settings  # noqa: F401 - fixtures
+from tests.fixtures_s3 import S3Server
 
 PUBLIC_URL = "http://127.0.0.1:8123"
 KEYS = (
@@ -229,7 +229,7 @@ async def test_urls_of_others_are_not_ours(storage: Storage) -> None:
         assert storage.key_of(other) is None
 
 
-def test_a_presigned_url_works_as_printed(s3_server: S3Server, s3_settings: Settings, tmp_path: Path) -> None:  # noqa: F811
+def test_a_presigned_url_works_as_printed(s3_server: S3Server, s3_settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"hello")
     signing = s3_settings.model_copy(update={"url_ttl_s": 60})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mediamill import plugins
 from mediamill.config import Settings
@@ -38,6 +38,39 @@ AudioUrl = Annotated[str, Source("audio", max_bytes=2 * 1024**3)]
 SubtitlesUrl = Annotated[str, Source("subtitles", max_bytes=4 * 1024**2)]
 
 
+def _plain_folders(value: str) -> str:
+    if any(ord(c) < 32 or ord(c) == 127 for c in value) or "\\" in value:  # noqa: PLR2004 - ASCII control characters
+        raise ValueError("must not hold control characters or backslashes")
+    if any(part in {"", ".", ".."} for part in value.strip("/").split("/")) and value.strip("/"):
+        raise ValueError("must be plain folder names joined by '/', without '.' or '..'")
+    return value
+
+
+def _plain_name(value: str) -> str:
+    if any(ord(c) < 32 or ord(c) == 127 for c in value) or "/" in value or "\\" in value:  # noqa: PLR2004 - as above
+        raise ValueError("must be a file name without folders and control characters")
+    if not value.lower().endswith(".mp4") or not value[:-4].strip(". "):
+        raise ValueError("must be a file name that ends in .mp4")
+    return value
+
+
+KeyFolder = Annotated[str, AfterValidator(_plain_folders), Field(max_length=512)]
+"""A caller's folder for results: `Project/Video/`. A leading slash is left out, a trailing one added."""
+VideoName = Annotated[str, AfterValidator(_plain_name), Field(max_length=200)]
+"""A caller's name for one MP4."""
+
+
+def folder_prefix(request: Any) -> str | None:
+    """`key_prefix` of an entry whose request has a `path`."""
+    folder = (request.path or "").strip("/")
+    return f"{folder}/" if folder else None
+
+
+def folder_warnings(request: Any) -> Sequence[str]:
+    """`warn` of an entry whose request has a `path`."""
+    return ("path: the leading slash was left out.",) if (request.path or "").startswith("/") else ()
+
+
 @dataclass(frozen=True)
 class InputRef:
     """One input of a request: the dotted field path, what it holds, and its limits."""
@@ -50,7 +83,9 @@ class InputRef:
 class Request(BaseModel):
     """Base of every catalog request: unknown fields are accepted and named in `warnings`, lossless strings coerced."""
 
-    model_config = ConfigDict(extra="ignore", str_strip_whitespace=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="ignore", str_strip_whitespace=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +133,9 @@ class Entry:
     licence: str | None = None
     weights: Weights | None = None
 
+
+MAX_DETAILS = 1000
+"""Wrong fields named in one reply."""
 
 _entries: dict[str, Entry] = {}
 
@@ -153,7 +191,7 @@ def validate(entry: Entry, raw: Mapping[str, Json]) -> tuple[Any, tuple[str, ...
 
 def details_of(error: ValidationError) -> tuple[Detail, ...]:
     """One Detail for each of pydantic's complaints, with the offending value where it is short."""
-    return tuple(_detail(e) for e in error.errors(include_url=False, include_context=False))
+    return tuple(_detail(e) for e in error.errors(include_url=False, include_context=False)[:MAX_DETAILS])
 
 
 def _detail(e: Mapping[str, Any]) -> Detail:

@@ -23,9 +23,7 @@ from mediamill.inputs.guard import AddressRefused, UrlGuard
 _log = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
-_TRIES = 5
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 5.0
+_TRIES = 4
 _CONNECT_S = 10.0
 _CHUNK_BYTES = 256 * 1024
 _SETTLED = timedelta(minutes=1)
@@ -48,11 +46,12 @@ class Validators:
 
 @dataclass(frozen=True)
 class Limits:
-    """`stall_s`: longest silence of a server that has begun to answer."""
+    """`stall_s`: longest silence of a server. `pause_s`: before the second try; four times as long before each next."""
 
     max_bytes: int
     timeout_s: float
     stall_s: float = 30.0
+    pause_s: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ async def _until_done(
     guard: UrlGuard, url: str, download: _Download, *, where: str, limits: Limits, known: Validators | None
 ) -> Fetched:
     reason = ""
-    for pause_s in (*_pauses(), None):
+    for pause_s in (*_pauses(limits.pause_s), None):
         try:
             return await _once(guard, url, download, where=where, limits=limits, known=known)
         except _Dropped as dropped:
@@ -136,11 +135,9 @@ async def _until_done(
     raise InputUnreachable(f"{where} {reason} ({_TRIES} tries).")
 
 
-def _pauses() -> Iterator[float]:
-    pause_s = _FIRST_PAUSE_S
-    for _ in range(_TRIES - 1):
-        yield pause_s * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
-        pause_s = min(pause_s * 3, _LONGEST_PAUSE_S)
+def _pauses(first_s: float) -> Iterator[float]:
+    for number in range(_TRIES - 1):
+        yield first_s * 4**number * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
 
 
 async def _once(

@@ -99,21 +99,27 @@ class Inputs:
     async def stage(self, refs: Sequence[InputRef], job_id: str) -> dict[str, str]:
         """Put `data:` URIs and base64 into storage, so that no row holds them, and look stored files up.
 
-        Returns: By field path, the `file:` reference that takes the value's place.
+        Returns: By field path, the `file:` reference that takes the value's place; also for URLs of our own objects,
+            so that a row holds no signature and a worker need not know this service's address.
         Raises: InvalidRequest (no base64, no such file), TooLarge, UnsupportedMedia, each naming its field;
             StorageError. Nothing stays stored then.
         """
         staged: dict[str, str] = {}
+        put: list[str] = []
         try:
             for ref in refs:
                 if form_of(ref.value, ref.field) == "inline":
-                    staged[ref.field] = f"file:{await self._stage(ref, job_id)}"
-                elif key := self._key_of(ref):
-                    await self._look_up(key, ref)
+                    key = await self._stage(ref, job_id)
+                    put.append(key)
+                    staged[ref.field] = f"file:{key}"
+                elif found := self._key_of(ref):
+                    await self._look_up(found, ref)
+                    if ref.value != f"file:{found}":
+                        staged[ref.field] = f"file:{found}"
         except BaseException:
-            for reference in staged.values():
+            for key in put:
                 with contextlib.suppress(MediamillError):
-                    await self._storage.delete(reference.removeprefix("file:"))
+                    await self._storage.delete(key)
             raise
         return staged
 

@@ -1,0 +1,5 @@
+"""`python -m mediamill`."""
+
+from mediamill.cli import main
+
+main()

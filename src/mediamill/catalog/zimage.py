@@ -1,0 +1,59 @@
+"""`zimage`: text to image and image to image with Z-Image, turbo or base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from mediamill.catalog import Entry, ImageUrl, Request, Weights, register
+
+SEEDS = 2**53
+"""Seeds are below this, so that every JSON reader keeps them exact."""
+
+
+class ZImageRequest(Request):
+    """One picture."""
+
+    prompt: str = Field(min_length=1, max_length=1000)
+    """What to show, English or Chinese."""
+    negative_prompt: str | None = Field(None, max_length=500)
+    """What to avoid; has an effect only with guidance above 0."""
+    width: int = Field(1024, ge=64, le=2048)
+    height: int = Field(1024, ge=64, le=2048)
+    steps: int = Field(9, ge=1, le=100)
+    """Denoising steps: 8 or 9 for turbo, 28 to 50 for base."""
+    guidance_scale: float = Field(0.0, ge=0, le=20)
+    """0 for turbo, 1 to 20 for base; above 0 every step costs twice."""
+    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    """Null: drawn, and told in the output."""
+    image_url: ImageUrl | None = None
+    """A picture to start from: image to image."""
+    strength: float = Field(0.6, gt=0, le=1)
+    """How far to go from `image_url`: near 0 keeps it, 1 ignores it."""
+
+
+def _warn(request: Any) -> Sequence[str]:
+    if request.negative_prompt and request.guidance_scale == 0:
+        return ("negative_prompt has no effect while guidance_scale is 0.",)
+    if request.guidance_scale > 0 and request.steps < 20:  # noqa: PLR2004 - turbo's few steps
+        return ("guidance_scale above 0 is for the base model; Z-Image-Turbo wants 0.",)
+    return ()
+
+
+register(
+    Entry(
+        name="zimage",
+        summary="Text to image (and image to image) with Z-Image-Turbo or Z-Image.",
+        request=ZImageRequest,
+        engine="diffusers",
+        output_kind="image",
+        pool="gpu",
+        run_timeout_s=1200.0,
+        warn=_warn,
+        licence="Apache-2.0",
+        weights=Weights(repo="Tongyi-MAI/Z-Image-Turbo", family="zimage", size_multiple=16),
+        examples=({"prompt": "A photorealistic portrait of a businesswoman", "seed": 42},),
+    )
+)

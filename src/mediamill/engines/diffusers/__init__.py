@@ -1,0 +1,225 @@
+"""Diffusion models on diffusers' own pipeline classes: one file here for each family, shared loading and delivery.
+
+Importing this package imports no GPU library; running a job does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from mediamill import catalog
+from mediamill.catalog import Entry, Weights
+from mediamill.engines.diffusers import decode, locate, memory, output, pull
+from mediamill.engines.diffusers.geometry import Frame
+from mediamill.engines.diffusers.locate import Located
+from mediamill.engines.diffusers.memory import Need, Placement
+from mediamill.engines.diffusers.pace import Pace
+from mediamill.engines.diffusers.plans import Family, Plan
+from mediamill.engines.diffusers.relay import relay
+from mediamill.engines.diffusers.residency import Key, Loaded, Residency
+from mediamill.engines.diffusers.steps import Call, Steps
+from mediamill.errors import EngineFailed, MediamillError, ModelUnavailable, NotImplementedYet, OutOfMemory
+from mediamill.model import EngineContext, Event, OutputData, OutputFile, Phase, Progress, Work
+
+__all__ = ["DiffusersEngine", "create", "family_of"]
+
+log = logging.getLogger("mediamill.engines.diffusers")
+
+_FRAMES_AHEAD = 16
+
+
+def create(settings: Mapping[str, str]) -> DiffusersEngine:
+    """The engine. Settings by upper-case name: DEVICE, DTYPE, MODEL_NAME, MEDIAMILL_MODEL_*, HF_*."""
+    return DiffusersEngine(settings)
+
+
+def family_of(weights: Weights) -> Family:
+    """The module of this folder that runs these weights. Raises NotImplementedYet when there is none."""
+    name = f"mediamill.engines.diffusers.{weights.family}"
+    if importlib.util.find_spec(name) is None:
+        raise NotImplementedYet(f"The pipelines of {weights.repo} do not exist here yet.")
+    module: Any = importlib.import_module(name)
+    family: Family = module
+    return family
+
+
+class DiffusersEngine:
+    """Runs any catalog entry whose weights are a diffusers pipeline. Calls may overlap; loaded modules are shared."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        """`settings`: see `create`."""
+        self._settings = dict(settings)
+        self._residency = Residency(ttl_s=float(self._settings.get("MEDIAMILL_MODEL_TTL_SECONDS") or 600))
+
+    def held(self) -> Sequence[str]:
+        """Catalog entries whose weights are loaded."""
+        return self._residency.names()
+
+    def close(self) -> None:
+        """Let go of every loaded model."""
+        self._residency.close()
+
+    def run(self, work: Work, ctx: EngineContext) -> Iterator[Event]:
+        """See Engine. The call itself runs in a thread, so that events leave while it computes."""
+        stopped = threading.Event()
+
+        def job(say: Callable[[Event], None]) -> None:
+            self._job(Call(work, ctx.scratch, lambda: ctx.cancelled.is_set() or stopped.is_set(), say))
+
+        yield from relay(job, stop=stopped.set)
+
+    def _job(self, call: Call) -> None:
+        """Check, place, load, generate. An error of a library becomes one of ours once its traceback is gone."""
+        entry = catalog.get(call.work.model)
+        if entry.weights is None:
+            raise NotImplementedYet(f"{entry.name} does not run on diffusers.")
+        family = family_of(entry.weights)
+        call.say(Progress(0.0, Phase.LOADING, f"looking for the weights of {entry.name}"))
+        found = self._found(call, entry, family)
+        begun_s = time.perf_counter()
+        _import_libraries()
+        call.note("import_s", begun_s)
+        plan = family.plan(call.work, entry.weights, found)
+        place, needed, budget = self._placed(entry, plan, found)
+        call.check_cancelled()
+        try:
+            self._loaded_and_generated(call, entry, found, (family, plan), (place, needed, budget))
+        except MediamillError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a pipeline may raise anything; here it becomes one of our errors
+            failure = _translated(error, entry, plan)
+        else:
+            return
+        # Here the traceback no longer holds the call's tensors: the next job starts clean.
+        self._residency.drop_unused(older_than_s=1.0)
+        memory.give_back(place.device)
+        raise failure
+
+    def _found(self, call: Call, entry: Entry, family: Family) -> Located:
+        """The weights, fetched first where they may be."""
+        source = locate.configured(entry, self._settings, pipelines=family.PIPELINES)
+        try:
+            return locate.located(source, self._settings, name=entry.name)
+        except ModelUnavailable:
+            if not pull.allowed(source):
+                raise
+        call.say(Progress(0.0, Phase.LOADING, f"downloading {source}; this is done once"))
+        pull.pull(source, self._settings, on_bytes=lambda _done, _total: call.check_cancelled())
+        return locate.located(source, self._settings, name=entry.name)
+
+    def _placed(self, entry: Entry, plan: Plan, found: Located) -> tuple[Placement, Need, int]:
+        """Where the weights go. Raises OutOfMemory when this request cannot fit, before anything is loaded."""
+        try:
+            wanted = memory.placement(self._settings)
+            size = memory.torch_dtype(wanted.dtype).itemsize
+        except ValueError as error:
+            raise ModelUnavailable(str(error)) from error
+        needed = memory.need(found, size, plan.activations_bytes * size // 2)
+        budget = memory.budget_bytes(wanted.device, self._settings)
+        place = memory.choose(wanted, needed, budget, name=entry.name, lower=plan.lower, low_vram=plan.low_vram)
+        return place, needed, budget
+
+    def _loaded_and_generated(
+        self,
+        call: Call,
+        entry: Entry,
+        found: Located,
+        how: tuple[Family, Plan],
+        where: tuple[Placement, Need, int],
+    ) -> None:
+        place, needed, budget = where
+        key = Key(found.path, place)
+        if not self._residency.holds(key):
+            size = f"{needed.weights_bytes / 1024**3:.2f} GiB"
+            call.say(Progress(0.01, Phase.LOADING, f"loading {entry.name} ({size})"))
+        room = needed.offloaded_bytes if place.offload else needed.resident_bytes
+        begun_s = time.perf_counter()
+        with self._residency.using(
+            key, name=entry.name, pipeline=found.pipeline, room_bytes=room, budget=budget
+        ) as loaded:
+            call.note("load_s", begun_s)
+            call.check_cancelled()
+            with loaded.one_at_a_time if place.offload else nullcontext():
+                _generate(call, how[0], how[1], loaded)
+
+
+def _generate(call: Call, family: Family, plan: Plan, loaded: Loaded) -> None:
+    import torch
+
+    remembered_as = f"tail_s {plan.grid_width_px}x{plan.grid_height_px}x{plan.grid_frames}"
+    begun_s = time.perf_counter()
+    pace = Pace(plan.steps, tail_s=loaded.remembered.get(remembered_as))
+    shell = loaded.shell(plan.pipeline)
+    generator = torch.Generator("cpu").manual_seed(plan.seed)  # the same noise on every device
+    steps = Steps(call, family, plan, loaded, pace)
+    try:
+        frames = family.generate(shell, plan, callback=steps, generator=generator)
+        file = _delivered(call, plan, pace, frames)
+    finally:
+        if loaded.key.placement.offload:
+            shell.maybe_free_model_hooks()
+    call.note("inference_s", begun_s)
+    loaded.remembered[remembered_as] = pace.tail_s()
+    call.say(file)
+    call.say(OutputData(_facts(call, plan, loaded.key.placement)))
+    call.say(Progress(1.0))
+
+
+def _facts(call: Call, plan: Plan, place: Placement) -> dict[str, Any]:
+    return {
+        "seed": plan.seed,
+        "steps": plan.steps,
+        "device": place.device,
+        "dtype": place.dtype,
+        "offloaded": place.offload,
+        "seconds": dict(call.timings),
+        **plan.facts,
+    }
+
+
+def _delivered(call: Call, plan: Plan, pace: Pace, frames: Iterator[Frame]) -> OutputFile:
+    """The finished file. The pipeline runs ahead in its own thread while the encoder takes frames."""
+    ahead = decode.Ahead(frames, depth=_FRAMES_AHEAD)
+    try:
+        return output.write(_counted(call, plan, pace, ahead), call.scratch, fps=plan.fps)
+    finally:
+        ahead.close()
+
+
+def _counted(call: Call, plan: Plan, pace: Pace, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The same frames, with progress and cancel; raises EngineFailed unless they are as many as planned."""
+    done = 0
+    for done, frame in enumerate(frames, start=1):
+        call.check_cancelled()
+        call.say(pace.frame(done, plan.frames))
+        yield frame
+    if done != plan.frames:
+        raise EngineFailed(f"The model made {done} frames instead of {plan.frames}.")
+
+
+def _translated(error: BaseException, entry: Entry, plan: Plan) -> MediamillError:
+    if memory.is_out_of_memory(error):
+        return OutOfMemory(f"Out of memory while running {entry.name}. {plan.lower}")
+    log.error("%s failed", entry.name, exc_info=error)
+    return EngineFailed(f"{entry.name} failed: {type(error).__name__}.", log_tail=str(error)[-4000:])
+
+
+def _import_libraries() -> None:
+    """Import what takes seconds, silence its bars. Raises ModelUnavailable where the extra is not installed."""
+    try:
+        import torch  # noqa: F401 - the slow part of a cold start, measured as such
+        from diffusers.utils import logging as diffusers_log
+        from transformers.utils import logging as transformers_log
+    except ImportError as error:
+        raise ModelUnavailable("Diffusion models need more packages: install mediamill[diffusers].") from error
+    libraries: tuple[Any, Any] = (diffusers_log, transformers_log)
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -1,0 +1,73 @@
+"""`mediamill models`, as a user runs it, against a hub on loopback."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.hub import hub
+from tests.service import mediamill
+from tests.tiny_pipelines import as_hub_cache
+
+REPO = "org/tiny-zimage"
+NOT_NEEDED = {
+    "single-file.safetensors": b"x" * 1000,
+    "transformer/diffusion_pytorch_model.bin": b"x" * 1000,
+    "README.md": b"# tiny",
+    "assets/demo.png": b"x",
+}
+
+
+def test_pulled_weights_are_listed_checked_and_removed(tmp_path: Path, tiny_zimage: Path) -> None:
+    cache = tmp_path / "cache"
+    with hub(tiny_zimage, REPO, extra=NOT_NEEDED) as served:
+        extra = {
+            "HF_ENDPOINT": served.url,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "MEDIAMILL_MODEL_ZIMAGE": REPO,
+        }
+
+        def run(*arguments: str) -> tuple[int, str]:
+            done = mediamill("models", *arguments, cwd=tmp_path, extra=extra)
+            return done.returncode, done.stdout + done.stderr
+
+        status, said = run("check", "zimage")
+        assert status == 1
+        assert "mediamill models pull zimage" in said
+        status, said = run("pull", "zimage")
+        assert status == 0, said
+        assert "Apache-2.0" in said
+        assert set(served.asked).isdisjoint(NOT_NEEDED)
+        status, said = run("check", "zimage")
+        assert (status, "complete" in said, "transformer" in said) == (0, True, True)
+        status, said = run("list")
+        assert re.search(rf"zimage +{REPO} +complete +1\.\d MiB", said), said
+        next(cache.rglob("transformer/*.safetensors")).unlink()
+        assert "incomplete: transformer/*.safetensors" in run("list")[1]
+        assert run("check", "zimage")[0] == 1
+        assert run("pull", "zimage")[0] == 0
+        assert run("check", "zimage")[0] == 0
+        status, said = run("remove", "zimage", "--yes")
+        assert (status, "deleted" in said) == (0, True)
+        assert "not here" in run("list")[1]
+        status, said = run("pull", "zimage", "--source", "org/other")
+        assert status == 1
+        assert "org/other is not there" in said
+
+
+def test_a_local_folder_of_the_user_is_never_pulled_or_removed(tmp_path: Path, tiny_zimage: Path) -> None:
+    extra = {"MEDIAMILL_MODEL_ZIMAGE": str(tiny_zimage)}
+    for command in (("pull", "zimage"), ("remove", "zimage", "--yes")):
+        done = mediamill("models", *command, cwd=tmp_path, extra=extra)
+        assert done.returncode == 2
+        assert "local path" in done.stderr
+    assert (tiny_zimage / "model_index.json").is_file()
+
+
+def test_removing_asks_first(tmp_path: Path, tiny_zimage: Path) -> None:
+    as_hub_cache(tiny_zimage, tmp_path, REPO)
+    extra = {"MEDIAMILL_MODEL_ZIMAGE": REPO, "HF_HUB_CACHE": str(tmp_path)}
+    done = mediamill("models", "remove", "zimage", cwd=tmp_path, extra=extra)
+    assert done.returncode == 130
+    assert list(tmp_path.glob("models--*"))

@@ -1,0 +1,229 @@
+"""The whole engine with real weights and recorded speech: words, times, files, and what cannot be transcribed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import av
+import numpy as np
+import pysubs2
+import pytest
+import srt
+
+from mediamill.engines import whisper
+from mediamill.errors import Cancelled, InvalidRequest, ModelUnavailable
+from mediamill.media.karaoke import parse_ass
+from mediamill.model import EngineContext, InputFile, OutputData, OutputFile, Phase, Progress, Work
+from tests import speech
+
+NAMES = ["segments.srt", "karaoke.ass", "words.json"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[whisper.WhisperEngine]:
+    """`tiny` is the English-only model, `base` the multilingual one."""
+    settings = {
+        "MEDIAMILL_MODEL_WHISPER_TINY": str(speech.tiny_en()),
+        "MEDIAMILL_MODEL_WHISPER_BASE": str(speech.base(tmp_path_factory.getbasetemp())),
+        "DEVICE": "cpu",
+    }
+    made = whisper.create(settings)
+    yield made
+    made.close()
+
+
+class Ran:
+    """What a run of the engine gave."""
+
+    def __init__(self, engine: whisper.WhisperEngine, file: Path, scratch: Path, **params: object) -> None:
+        scratch.mkdir(exist_ok=True)
+        self.progress: list[Progress] = []
+        self.files: dict[str, str] = {}
+        self.output: Mapping[str, object] = {}
+        source = InputFile("url_audio", file, "audio/wav", file.stat().st_size, "")
+        work = Work("j", 1, "transcribe", {"url_audio": "file:x", "model": "tiny", **params}, {"url_audio": source})
+        for event in engine.run(work, EngineContext(scratch, threading.Event())):
+            match event:
+                case Progress():
+                    self.progress.append(event)
+                case OutputFile():
+                    self.files[event.name] = event.path.read_text("utf-8")
+                case OutputData():
+                    self.output = event.values
+
+    @property
+    def words(self) -> list[dict[str, float]]:
+        found: list[dict[str, float]] = json.loads(self.files["words.json"])
+        return found
+
+
+def onsets(sound: np.ndarray) -> np.ndarray:
+    """Seconds at which 20 ms blocks become loud."""
+    blocks = np.abs(sound[: sound.size // 320 * 320].astype(float)).reshape(-1, 320).mean(axis=1)
+    return np.flatnonzero(blocks > 300) * 0.02
+
+
+@pytest.fixture(scope="module")
+def dickens(engine: whisper.WhisperEngine, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """44 s of Dickens, decoded in parts, by the tiny model."""
+    return Ran(engine, speech.recording("two_cities.wav"), tmp_path_factory.mktemp("d"), decoding="parallel")
+
+
+def test_a_reading_is_understood(dickens: Ran) -> None:
+    reference = speech.plain_words(speech.TWO_CITIES)
+    found = speech.plain_words(str(dickens.output["text"]))
+    assert speech.word_errors(reference, found) / len(reference) < 0.06
+    assert speech.words_missing(reference, found) <= 3
+    assert dickens.output["language"] == "en"
+    assert dickens.output["audio_seconds"] == pytest.approx(44.374, abs=0.01)
+    assert dickens.output["warnings"] == []
+
+
+def test_the_three_files_hold_the_same_words(dickens: Ran) -> None:
+    assert list(dickens.files) == NAMES
+    cues = list(srt.parse(dickens.files["segments.srt"]))
+    events = pysubs2.SSAFile.from_string(dickens.files["karaoke.ass"]).events
+    assert [e.plaintext for e in events] == [c.content for c in cues]
+    assert [e.start for e in events] == [round(c.start.total_seconds() * 1000) for c in cues]
+    in_srt = " ".join(c.content.replace("\n", " ") for c in cues).split()
+    assert [w["word"] for w in dickens.words] == in_srt
+    assert [w["word"] for w in dickens.words] == str(dickens.output["text"]).split()
+    assert {w["segment"] for w in dickens.words} == set(range(len(cues)))
+
+
+def test_subtitles_can_be_read_in_time(dickens: Ran) -> None:
+    cues = list(srt.parse(dickens.files["segments.srt"]))
+    for cue in cues:
+        assert 1.0 <= (cue.end - cue.start).total_seconds() <= 7.0
+        assert len(cue.content.split("\n")) <= 2
+        assert max(map(len, cue.content.split("\n"))) <= 42
+    assert all(a.end <= b.start for a, b in itertools.pairwise(cues))
+
+
+def test_word_times_are_in_order_and_match_the_sound(dickens: Ran) -> None:
+    words = dickens.words
+    assert all(a["start"] <= a["end"] <= b["start"] for a, b in itertools.pairwise(words))
+    assert {type(v) for w in words for k, v in w.items() if k in {"start", "end", "probability"}} == {float}
+    loud = onsets(speech.samples("two_cities.wav"))
+    sentence_starts = [w["start"] for a, w in itertools.pairwise(words) if str(a["word"]).endswith(".")]
+    off = [np.abs(loud - start).min() for start in sentence_starts]
+    assert len(sentence_starts) >= 6
+    assert np.median(off) < 0.1
+    assert abs(words[0]["start"] - loud[0]) < 0.3
+
+
+def test_progress_rises_through_its_phases(dickens: Ran) -> None:
+    fractions = [p.fraction for p in dickens.progress]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    phases = [p.phase for p in dickens.progress if p.phase]
+    assert [p for p, _ in itertools.groupby(phases)] == [Phase.LOADING, Phase.GENERATING, Phase.ENCODING]
+
+
+def test_sequential_and_parallel_find_the_same_words(
+    engine: whisper.WhisperEngine, dickens: Ran, tmp_path: Path
+) -> None:
+    one = Ran(engine, speech.recording("two_cities.wav"), tmp_path / "s")
+    missing = speech.words_missing(
+        speech.plain_words(str(one.output["text"])), speech.plain_words(str(dickens.output["text"]))
+    )
+    assert missing <= 3
+
+
+def test_a_detected_language_and_a_style_from_a_video(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
+    video = _as_video(tmp_path / "v.mkv", speech.samples("beckett.wav"))
+    ran = Ran(engine, video, tmp_path / "s", model="base", style="word_by_word")
+    assert ran.output["language"] == "en"
+    assert float(str(ran.output["language_probability"])) > 0.6
+    assert speech.word_errors(speech.plain_words(speech.BECKETT), speech.plain_words(str(ran.output["text"]))) <= 1
+    events = pysubs2.SSAFile.from_string(ran.files["karaoke.ass"]).events
+    assert [e.plaintext for e in events] == [w["word"] for w in ran.words]
+    again = parse_ass(ran.files["karaoke.ass"])
+    assert [w.text.strip() for cue in again for w in cue.words] == [w["word"] for w in ran.words]
+
+
+def _as_video(path: Path, sound: np.ndarray) -> Path:
+    with av.open(str(path), "w") as out:
+        pictures = out.add_stream("libx264", rate=1)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
+        stream = out.add_stream("libopus", rate=16_000, layout="mono")
+        for i in range(sound.size // speech.RATE_HZ):
+            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            picture.pts = i
+            out.mux(pictures.encode(picture))
+        frame = av.AudioFrame.from_ndarray(sound[None, :], format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        for packets in (pictures.encode(None), stream.encode(frame), stream.encode(None)):
+            out.mux(packets)
+    return path
+
+
+def test_without_word_times_nothing_is_claimed_about_words(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
+    ran = Ran(engine, speech.recording("beckett.wav"), tmp_path / "s", word_timestamps=False)
+    assert ran.words == []
+    events = pysubs2.SSAFile.from_string(ran.files["karaoke.ass"]).events
+    assert [e.text.count(r"\k") for e in events] == [len(e.plaintext.split("\n")) for e in events]
+    content = " ".join(c.content for c in srt.parse(ran.files["segments.srt"]))
+    assert speech.plain_words(content) == speech.plain_words(str(ran.output["text"]))
+
+
+@pytest.mark.parametrize("kind", ["silence", "hum"])
+def test_no_speech_gives_empty_valid_files_and_says_so(
+    engine: whisper.WhisperEngine, tmp_path: Path, kind: str
+) -> None:
+    seconds = np.arange(4 * speech.RATE_HZ) / speech.RATE_HZ
+    chord = sum(np.sin(2 * np.pi * hz * seconds) for hz in (220.0, 277.2, 329.6)) * (4000 if kind == "hum" else 0)
+    ran = Ran(engine, speech.write_wav(tmp_path / "x.wav", np.asarray(chord).astype(np.int16)), tmp_path / "s")
+    assert list(srt.parse(ran.files["segments.srt"])) == []
+    assert pysubs2.SSAFile.from_string(ran.files["karaoke.ass"]).events == []
+    assert ran.words == []
+    assert ran.output["text"] == ""
+    assert "No speech was found in 4.0 s" in str(ran.output["warnings"])
+
+
+def test_a_language_the_model_does_not_know_is_refused(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="does not know 'pt'"):
+        Ran(engine, speech.recording("beckett.wav"), tmp_path / "s", language="pt")
+
+
+def test_a_doubtful_language_is_reported_and_gives_text(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    # Half a second of speech under noise: too little for the model to be sure of the language.
+    clip = speech.samples("beckett.wav")[:24_000].astype(float)
+    noisy = np.clip(clip * 0.5 + rng.normal(0, 1500, clip.size), -32768, 32767).astype(np.int16)
+    ran = Ran(engine, speech.write_wav(tmp_path / "x.wav", noisy), tmp_path / "s", model="base", vad=False)
+    sure = float(str(ran.output["language_probability"] or 0)) >= whisper.SURE_LANGUAGE
+    assert sure or any("doubtful" in w or "No words" in w for w in ran.output["warnings"])  # type: ignore[attr-defined]
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
+    engine = whisper.create({"MEDIAMILL_MODEL_WHISPER_SMALL": str(tmp_path / "nowhere")})
+    with pytest.raises(ModelUnavailable, match="MEDIAMILL_MODEL_WHISPER_SMALL"):
+        Ran(engine, speech.recording("beckett.wav"), tmp_path / "s", model="small")
+
+
+def test_a_cancel_stops_at_once_and_keeps_the_model(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
+    sound = np.concatenate([speech.samples("two_cities.wav")] * 4)
+    file = speech.write_wav(tmp_path / "long.wav", sound)
+    source = InputFile("url_audio", file, "audio/wav", file.stat().st_size, "")
+    work = Work("j", 1, "transcribe", {"url_audio": "file:x", "model": "base", "language": "en"}, {"url_audio": source})
+    cancelled = threading.Event()
+    events = engine.run(work, EngineContext(tmp_path, cancelled))
+    while True:
+        event = next(events)
+        if isinstance(event, Progress) and event.phase is Phase.GENERATING:
+            break
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        next(events)
+    assert engine.held() == ["transcribe"]
+
+
+def test_a_model_stays_loaded_between_jobs(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
+    Ran(engine, speech.recording("beckett.wav"), tmp_path / "a")
+    second = Ran(engine, speech.recording("beckett.wav"), tmp_path / "b")
+    assert not any("loading model" in (p.message or "") for p in second.progress)
