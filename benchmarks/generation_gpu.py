@@ -99,7 +99,7 @@ def report(setup: Setup, *, model: str, scratch: Path, compiling: bool) -> None:
     rate = _matmul_rate(setup)
     floor_s = terafloats / rate
     print(
-        f"arithmetic: {terafloats:.2f} TFLOP a request; bfloat16-style matmul here {rate:.1f} TFLOP/s: floor {floor_s:.3f} s"
+        f"arithmetic: {terafloats:.2f} TFLOP a request; a large {setup.dtype} matmul here {rate:.1f} TFLOP/s: floor {floor_s:.3f} s"
     )
     reference, stock_s = _timed(lambda: _picture(pipe, setup), setup)
     aim_s = AIM_S.get((model, setup.size_px, setup.steps))

@@ -54,6 +54,18 @@ def dead_links(page: Path, text: str) -> Iterator[str]:
             yield f"no heading for {target}"
 
 
+def orphans() -> Iterator[str]:
+    """Pages under docs/ that no other page leads to, by a link to the page or to its folder."""
+    linked = {
+        (page.parent / (match.group(1) or match.group(2)).partition("#")[0]).resolve()
+        for page in pages()
+        for match in LINK.finditer(page.read_text())
+    }
+    for page in pages():
+        if page.is_relative_to(ROOT / "docs") and not {page, page.parent} & linked:
+            yield f"{page.relative_to(ROOT)}: no page leads here; link it in docs/index.md"
+
+
 def dead_names(text: str) -> Iterator[str]:
     prose = BLOCK.sub("", text)
     for code in CODE.findall(prose):
@@ -74,6 +86,7 @@ def main() -> int:
         for page in pages()
         for line in (*dead_links(page, page.read_text()), *dead_names(page.read_text()))
     ]
+    found.extend(orphans())
     print("\n".join(found) or f"{len(pages())} pages, no dead link, path or command")
     return 1 if found else 0
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mediamill.media.probe import probe
-from tests.service import PATIENCE_S, Serving, a_folder, alive, environment, eventually, mediamill, serving, start
+from tests.service import PATIENCE_S, Serving, a_folder, alive, environment, eventually, serving, start
 
 QUICK = {"MEDIAMILL_LEASE_SECONDS": "2", "MEDIAMILL_FAKE_ENGINES": "all"}
 
@@ -96,29 +96,6 @@ def test_a_second_service_on_the_same_folder_or_port_is_refused_by_name(service:
         assert words in ended.stderr
         assert "Traceback" not in ended.stderr
         assert ended.stdout == ""
-
-
-def test_a_worker_that_keeps_files_elsewhere_is_refused_and_one_in_the_same_folder_works(
-    service: Serving, folder: Path
-) -> None:
-    data = service.log.parent / "data"
-    extra = QUICK | {"DATABASE_URL": f"postgresql://postgres@/postgres?host={data}/postgres/socket"}
-    refused = mediamill("worker", "--data-dir", str(folder), cwd=folder, extra=extra)
-    assert refused.returncode == 2
-    assert f"keeps files in another folder than '{folder}/outputs'" in refused.stderr
-    command = [sys.executable, "-m", "mediamill", "worker", "--data-dir", str(folder)]
-    shared = environment(extra | {"OUTPUT_DIR": str(data / "outputs"), "MEDIAMILL_STORAGE_SHARED": "1"})
-    with (folder / "log").open("wb") as log:
-        other = subprocess.Popen(command, env=shared, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        before = service.ask("GET", "/ready")[1]["pools"]["cpu"]
-        eventually(lambda: service.ask("GET", "/ready")[1]["pools"]["cpu"] > before)
-        slow = [service.submit(work_s=1) for _ in range(4)]
-        assert [service.ended(job_id)["status"] for job_id in slow] == ["succeeded"] * 4
-        assert "job ended" in (folder / "log").read_text()
-    finally:
-        other.terminate()
-        assert other.wait(PATIENCE_S) == 0
 
 
 def test_one_signal_drains_and_a_restart_goes_on(folder: Path) -> None:

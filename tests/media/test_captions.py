@@ -84,7 +84,9 @@ def test_sizes_are_bounded(tmp_path, content, says):
         read(tmp_path, content)
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "1\n00:00:01,000 --> 00:00:02,000\n\n", "1\n00:00:01,000 --> 00:00:02,000\n<i></i>\n"])
+@pytest.mark.parametrize(
+    "content", ["", "\n\n", "1\n00:00:01,000 --> 00:00:02,000\n\n", "1\n00:00:01,000 --> 00:00:02,000\n<i></i>\n"]
+)
 def test_a_file_without_text_has_no_cues(tmp_path, content):
     assert read(tmp_path, content).cues == ()
 

@@ -9,7 +9,16 @@ from mediamill.media.encoders import EncoderChoice, choose, software, works
 from mediamill.media.probe import inspect
 from tests.media_samples import pictures_of, quarters, sine, sound_of, top_boxes
 
-_BARS = [(204, 204, 204), (204, 204, 0), (0, 204, 204), (0, 204, 0), (204, 0, 204), (204, 0, 0), (0, 0, 204), (16, 16, 16)]
+_BARS = [
+    (204, 204, 204),
+    (204, 204, 0),
+    (0, 204, 204),
+    (0, 204, 0),
+    (204, 0, 204),
+    (204, 0, 0),
+    (0, 0, 204),
+    (16, 16, 16),
+]
 
 
 def test_saturated_colours_come_back_as_a_player_shows_them(tmp_path):
@@ -28,7 +37,7 @@ def test_pictures_keep_their_order_and_the_index_comes_first(tmp_path):
     facts = frames_to_video(iter(shades), tmp_path / "a.mp4", fps=Fraction(30000, 1001))
     assert facts.frames == 24
     assert facts.duration_s == pytest.approx(24 * 1001 / 30000, abs=1e-4)
-    found = [int(round(float(p.mean()))) for p in pictures_of(tmp_path / "a.mp4")]
+    found = [round(float(p.mean())) for p in pictures_of(tmp_path / "a.mp4")]
     assert all(abs(a - b) <= 2 for a, b in zip(found, range(20, 236, 9), strict=True))
     boxes = top_boxes(tmp_path / "a.mp4")
     assert boxes.index("moov") < boxes.index("mdat")

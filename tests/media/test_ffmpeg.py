@@ -1,7 +1,6 @@
 import os
 import stat
 import threading
-import time
 from dataclasses import replace
 
 import psutil
@@ -65,8 +64,18 @@ def test_closing_the_generator_kills_it(tmp_path):
     ("args", "limits", "error", "says"),
     [
         (_ENDLESS, Limits(wall_s=0.5), DeadlineExceeded, "longer than 0.5 s"),
-        (["-f", "lavfi", "-i", "testsrc2=s=64x36", "-vf", "realtime=speed=0.0001", "-f", "null", "-"], Limits(stall_s=0.5), DeadlineExceeded, "no progress"),
-        (["-f", "lavfi", "-i", "testsrc2=s=640x360", "-t", "60", "-f", "rawvideo", "big"], Limits(output_bytes=100_000), EngineFailed, "larger"),
+        (
+            ["-f", "lavfi", "-i", "testsrc2=s=64x36", "-vf", "realtime=speed=0.0001", "-f", "null", "-"],
+            Limits(stall_s=0.5),
+            DeadlineExceeded,
+            "no progress",
+        ),
+        (
+            ["-f", "lavfi", "-i", "testsrc2=s=640x360", "-t", "60", "-f", "rawvideo", "big"],
+            Limits(output_bytes=100_000),
+            EngineFailed,
+            "larger",
+        ),
         (["-f", "lavfi", "-i", "no_such_source", "-f", "null", "-"], Limits(), EngineFailed, "log"),
     ],
     ids=["wall", "stall", "size", "error"],
@@ -115,11 +124,9 @@ def test_a_hostile_log_is_bounded(tmp_path):
     noisy = tmp_path / "noisy"
     noisy.write_text("#!/bin/sh\nhead -c 3000000 /dev/zero | tr '\\0' x >&2\nexit 3\n")
     noisy.chmod(0o700)
-    began = time.monotonic()
     with pytest.raises(EngineFailed) as caught:
         finished(ffmpeg.run([], folder=tmp_path, setting=noisy))
     assert len(caught.value.log_tail) < 50_000
-    assert time.monotonic() - began < 30
 
 
 def test_a_configured_binary_must_be_one(tmp_path):

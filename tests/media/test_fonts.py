@@ -9,7 +9,15 @@ from mediamill.media import fonts
 
 @pytest.mark.parametrize(
     "text",
-    ["Ação, coração: é ñ ü ß Œ ł", "Γειά σου ἄνθρωπος", "Привет, Україно", "你好，世界", "日本のかな漢字", "안녕하세요", "€ “” … ♪ → ½ Tiếng Việt"],
+    [
+        "Ação, coração: é ñ ü ß Œ ł",
+        "Γειά σου ἄνθρωπος",
+        "Привет, Україно",
+        "你好，世界",
+        "日本のかな漢字",
+        "안녕하세요",
+        "€ “” … ♪ → ½ Tiếng Việt",
+    ],
 )
 def test_the_scripts_that_are_promised_come_along(text):
     chosen, missing = fonts.assign(text)

@@ -11,7 +11,10 @@ from tests.media_samples import BLUE, GREEN, RED, WHITE, png_bomb, quarters, sti
 
 def corners(pixels):
     h, w = pixels.shape[:2]
-    return [pixels[y, x].astype(int) for y, x in ((h // 4, w // 4), (h // 4, 3 * w // 4), (3 * h // 4, w // 4), (3 * h // 4, 3 * w // 4))]
+    return [
+        pixels[y, x].astype(int)
+        for y, x in ((h // 4, w // 4), (h // 4, 3 * w // 4), (3 * h // 4, w // 4), (3 * h // 4, 3 * w // 4))
+    ]
 
 
 def assert_quarters(pixels, colours=(RED, GREEN, BLUE, WHITE), within=8):
@@ -21,7 +24,10 @@ def assert_quarters(pixels, colours=(RED, GREEN, BLUE, WHITE), within=8):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif", "a.avif"])
 def test_every_accepted_format_keeps_its_colours(tmp_path, name):
-    assert_quarters(cover(still(tmp_path / name, quality=92) if name[-3:] in {"jpg", "ebp"} else still(tmp_path / name), 320, 180), within=14)
+    assert_quarters(
+        cover(still(tmp_path / name, quality=92) if name[-3:] in {"jpg", "ebp"} else still(tmp_path / name), 320, 180),
+        within=14,
+    )
 
 
 _TURNS = {
@@ -67,7 +73,9 @@ def _modes():
     ]
 
 
-@pytest.mark.parametrize(("name", "picture", "colours", "within"), _modes(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "picture", "colours", "within"), _modes(), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_every_kind_of_pixel_becomes_rgb_and_transparency_black(tmp_path, name, picture, colours, within):
     picture.save(tmp_path / name)
     assert_quarters(cover(tmp_path / name, 64, 36), colours, within)

@@ -11,7 +11,17 @@ from mediamill.media.ken_burns import Axis, axis, frame_count, lead_of, window_a
 
 @pytest.mark.parametrize(
     ("seconds", "frames"),
-    [(6.48, 156), (5.0, 120), (1 / 24, 1), (0.001, 1), (0.0625, 2), (0.1, 2), (2.5 / 24, 3), (600, 14_400), (0.020833, 1)],
+    [
+        (6.48, 156),
+        (5.0, 120),
+        (1 / 24, 1),
+        (0.001, 1),
+        (0.0625, 2),
+        (0.1, 2),
+        (2.5 / 24, 3),
+        (600, 14_400),
+        (0.020833, 1),
+    ],
 )
 def test_a_clip_has_its_seconds_times_24_pictures_half_rounded_up(seconds, frames):
     assert frame_count(seconds) == frames
@@ -91,7 +101,9 @@ def test_motion_is_steady_to_a_fiftieth_of_a_pixel(smooth):
 def test_planes_are_bt709_limited_range():
     colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
     still = planes.from_rgb(np.repeat(np.repeat(colours, 8, axis=0), 8, axis=1))
-    y, u, v = (p.padded[p.pad_px + 1, p.pad_px + step // 2 :: step] for p, step in ((still.y, 8), (still.u, 4), (still.v, 4)))
+    y, u, v = (
+        p.padded[p.pad_px + 1, p.pad_px + step // 2 :: step] for p, step in ((still.y, 8), (still.u, 4), (still.v, 4))
+    )
     assert np.abs(y.astype(int) - [16, 235, 63, 173, 32]).max() <= 1
     assert np.abs(u.astype(int) - [128, 128, 102, 42, 240]).max() <= 1
     assert np.abs(v.astype(int) - [128, 128, 240, 26, 118]).max() <= 1

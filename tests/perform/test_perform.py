@@ -310,7 +310,7 @@ async def test_previews_are_stored_apart_and_are_no_artifacts(tmp_path: Path) ->
 
     async def script(_work: Work, scratch: Path) -> AsyncIterator[Event]:
         yield output(scratch, "look.png", b"early", preview=True)
-        while not [key async for key, _ in where.list("previews")]:  # noqa: ASYNC110 - the storage tells nobody
+        while not [key async for key, _ in where.list("previews")]:
             await asyncio.sleep(0)
         yield output(scratch, "clip.mp4")
 

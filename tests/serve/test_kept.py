@@ -33,7 +33,7 @@ def kept(output: Output, script: str) -> Kept:
 
 async def says(output: Output, word: str, *, times: int = 1) -> list[str]:
     async with asyncio.timeout(20):
-        while len(found := [line for line in output.tail if word in line]) < times:  # noqa: ASYNC110 - another process speaks
+        while len(found := [line for line in output.tail if word in line]) < times:
             await asyncio.sleep(0.01)
     return found
 

@@ -41,6 +41,8 @@ class Order:
     """By dotted field path, e.g. "images.0.image_url"."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Better names for results, by the name the job gives them."""
+    results: int = 1
+    """How many files are sure to come."""
 
 
 @dataclass
@@ -64,6 +66,7 @@ def carry_out(
     from mediamill.cli import _show
 
     settings = settings_for(quiet=True, server=server).settings
+    _check_room(out, order.results)
     for name, path in order.files.items():
         if not path.is_file():
             raise InvalidRequest(f"{name}: there is no file {str(path)!r}.")
@@ -162,13 +165,20 @@ def targets(out: Path, names: Sequence[str]) -> list[Path]:
 
     Raises: InvalidRequest: a file was named for several results.
     """
-    is_file = bool(out.suffix) and not out.is_dir()
-    if is_file and len(names) > 1:
-        raise InvalidRequest(f"--out: {str(out)!r} is one file and there are {len(names)} results; name a folder.")
-    paths = [out] if is_file and names else [out / name for name in names]
+    _check_room(out, len(names))
+    paths = [out] if _is_file(out) and names else [out / name for name in names]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     return paths
+
+
+def _is_file(out: Path) -> bool:
+    return bool(out.suffix) and not out.is_dir()
+
+
+def _check_room(out: Path, results: int) -> None:
+    if _is_file(out) and results > 1:
+        raise InvalidRequest(f"--out: {str(out)!r} is one file and there are {results} results; name a folder.")
 
 
 def _with(fields: Mapping[str, Json], values: Mapping[str, Json]) -> dict[str, Json]:

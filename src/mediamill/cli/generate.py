@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from typer.core import TyperGroup
 
 from mediamill.model import Json
@@ -32,19 +34,23 @@ def _nothing() -> None:
 
 
 class _Models(TyperGroup):
-    """One command for each entry that takes a prompt."""
+    """One command for each entry that takes a prompt, made when somebody looks."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is Typer's
-        """Names of the generative entries."""
+    @property
+    def commands(self) -> dict[str, Any]:  # type: ignore[override]
+        """By model."""
         from mediamill import catalog
 
-        return [name for name, entry in catalog.load().items() if "prompt" in entry.request.model_fields]
+        return {
+            name: _command(name) for name, entry in catalog.load().items() if "prompt" in entry.request.model_fields
+        }
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of an entry, or None."""
-        return _command(cmd_name) if cmd_name in self.list_commands(ctx) else None
+    @commands.setter
+    def commands(self, _none: Any) -> None:
+        """Typer sets what it was given: nothing."""
 
 
+@cache
 def _command(model: str) -> Any:
     from mediamill import catalog
 
@@ -71,7 +77,7 @@ def _parameters(fields: Mapping[str, FieldInfo]) -> Iterator[inspect.Parameter]:
         if name == "prompt" or name.endswith("_base64"):
             continue
         kind, choices = _option_type(name, info)
-        option = _option_name(name)
+        option = (name.removesuffix("_url") if kind is Path else name).replace("_", "-")
         names = [f"--{option}", f"--no-{option}"] if kind is bool else [f"--{option}"]
         text = " ".join(filter(None, (info.description, choices, _default_text(info.default))))
         yield _parameter(name, Annotated[kind | None, typer.Option("/".join(names), help=text)], None)
@@ -83,14 +89,10 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _option_name(field: str) -> str:
-    return field.removesuffix("_url").replace("_", "-")
-
-
 def _option_type(name: str, info: FieldInfo) -> tuple[Any, str]:
     """What Typer shall parse, and the choices where there are only some."""
     kinds = [k for k in _flat(info.annotation) if k is not type(None)]
-    if name.endswith("_url"):
+    if name.endswith("_url") and kinds == [str]:
         return Path, "A local file."
     if get_origin(kinds[0]) is Literal:
         return str, f"One of {', '.join(map(str, get_args(kinds[0])))}."
@@ -108,7 +110,7 @@ def _flat(annotation: Any) -> list[Any]:
 
 
 def _default_text(default: Json) -> str:
-    return "" if default in (None, "") else f"[default: {default}]"
+    return "" if default in (None, "", PydanticUndefined) else f"[default: {default}]"
 
 
 def _generate(model: str, given: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ def _generate(model: str, given: dict[str, Any]) -> None:
     from mediamill.cli._work import Order, carry_out
 
     out, server = given.pop("out"), given.pop("server")
-    files = {name: path for name, path in given.items() if name.endswith("_url") and path is not None}
+    files = {name: path for name, path in given.items() if isinstance(path, Path)}
     fields = {name: value for name, value in given.items() if value not in (None, []) and name not in files}
     on_preview: Callable[[Path], None] | None = _draw if sys.stderr.isatty() else None
     delivered = carry_out(Order(model, fields, files), out=out, server=server, on_preview=on_preview)

@@ -33,6 +33,7 @@ def _img2vid(
         {"images": images, "quality": quality, "codec": codec},
         {f"images.{i}.image_url": photo for i, photo in enumerate(photos)},
         names_of(photos),
+        results=len(photos),
     )
     failures = _work.carry_out(order, out=out, server=server).output.get("errors") or []
     for failure in failures:

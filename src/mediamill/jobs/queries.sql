@@ -68,16 +68,25 @@ SELECT {envelope} FROM job j WHERE j.batch_id = $1 AND j.parent_id IS NULL ORDER
 -- name: list_jobs
 SELECT {envelope} FROM job j WHERE j.parent_id IS NULL
 
--- name: get_place
-SELECT pool, priority, queue_id FROM job
-WHERE (id = $1 OR parent_id = $1) AND status = 'queued' AND parts = 0 ORDER BY priority DESC, queue_id LIMIT 1
-
 -- name: count_ahead
-SELECT count(*) FROM (
-    SELECT FROM job
-    WHERE pool = $1 AND status = 'queued' AND parts = 0 AND (-priority, queue_id) < (-$2::int, $3::bigint)
-    LIMIT $4
-) ahead
+-- The first is found by key and looked at afterwards, and the count walks an index in its order: else a planner whose
+-- statistics are of an emptier table reads the whole queue.
+WITH mine AS MATERIALIZED (
+    SELECT pool, priority, queue_id, status, parts FROM job WHERE id = $1
+    UNION ALL
+    SELECT pool, priority, queue_id, status, parts FROM job WHERE parent_id = $1
+), place AS MATERIALIZED (
+    SELECT pool, priority, queue_id FROM mine WHERE status = 'queued' AND parts = 0
+    ORDER BY priority DESC, queue_id LIMIT 1
+)
+SELECT (
+    SELECT count(*) FROM (
+        SELECT FROM job
+        WHERE pool = place.pool AND status = 'queued' AND parts = 0
+            AND (-priority, queue_id) < (-place.priority, place.queue_id)
+        ORDER BY (-priority), queue_id LIMIT $2
+    ) ahead
+) FROM place
 
 -- name: count_queued
 SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND parts = 0 LIMIT $1) waiting

@@ -168,11 +168,8 @@ class JobStore:
             job = await self._get(connection, uuid)
             if not position or job.status is not Status.QUEUED:
                 return job
-            place = await connection.fetchrow(SQL["get_place"], uuid)
-            if place is None:
-                return job
-            ahead = await connection.fetchval(SQL["count_ahead"], *place.values(), _POSITION_CAP + 1)
-        return _with_position(job, ahead)
+            ahead = await connection.fetchval(SQL["count_ahead"], uuid, _POSITION_CAP + 1)
+        return job if ahead is None else _with_position(job, ahead)
 
     async def batch(self, batch_id: str) -> Batch:
         """A batch and its jobs, in order. Raises NotFound."""

@@ -118,7 +118,8 @@ def _encoding_of(data: bytes) -> str:
 def _guessed(data: bytes) -> str:
     """Latin letters with single accented bytes are Windows-1252, whatever else those bytes could mean."""
     sample = data[: 64 * 1024]
-    high, letters = sum(byte > 127 for byte in sample), sum(chr(byte).isascii() and chr(byte).isalpha() for byte in sample)  # noqa: PLR2004 - ASCII
+    high = len(sample.translate(None, bytes(range(128))))
+    letters = sum(map(bytes.isalpha, map(bytes, zip(sample, strict=True))))
     guess = charset_normalizer.from_bytes(sample, threshold=0.2).best() if high * 2 > letters else None
     if guess is None:
         return "cp1252"

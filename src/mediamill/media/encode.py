@@ -50,7 +50,14 @@ class VideoWriter:
     """
 
     def __init__(
-        self, out: Path, *, width_px: int, height_px: int, fps: Fraction, encoder: EncoderChoice, sound: Sound | None = None
+        self,
+        out: Path,
+        *,
+        width_px: int,
+        height_px: int,
+        fps: Fraction,
+        encoder: EncoderChoice,
+        sound: Sound | None = None,
     ) -> None:
         """`sound`: what `write_sound` will be given after the pictures.
 

@@ -33,6 +33,11 @@ class ClipPlan:
     height_px: int = ken_burns.HEIGHT_PX
 
 
+def kernel_of(quality: Quality) -> Kernel:
+    """How pictures are sampled: cubic is sharper and takes twice as long."""
+    return _KERNEL[quality]
+
+
 def load(path: Path, plan: ClipPlan) -> StillPlanes:
     """The still's planes at the size the plan's largest zoom needs.
 
@@ -80,7 +85,7 @@ def _write(
     on_picture: Callable[[int], None],
     cancelled: threading.Event,
 ) -> None:
-    kernel = _KERNEL[plan.quality]
+    kernel = kernel_of(plan.quality)
     with VideoWriter(
         out, width_px=plan.width_px, height_px=plan.height_px, fps=Fraction(ken_burns.FPS), encoder=choice
     ) as writer:
