@@ -43,7 +43,7 @@ BARE = Path(__file__).with_name("_core_bare.py")
 BODY = {"model": "fake", "input": {"kind": "image", "width": 16, "height": 16}}
 ELSEWHERE = {"model": "zimage", "input": {"prompt": "nobody here does this"}}
 """A job of a pool that has no worker here."""
-POOLED_IN_BATCH = 2000
+QUEUED_AT_ONCE = 2000
 
 Measure = Callable[["Bench", int], Awaitable[list[float]]]
 """Runs a count of operations; returns one rate (a second) or the milliseconds of each."""
@@ -113,11 +113,11 @@ async def drained_two(bench: Bench, count: int) -> list[float]:
 async def store_alone(bench: Bench, count: int) -> list[float]:
     """Take and succeed with one artifact: the store without worker, child and storage."""
     pool = f"bench-{uuid4().hex[:8]}"
-    await bench.two.submit_batch([noop(pool=pool)] * count)
+    await bench.one.submit_batch([noop(pool=pool)] * count)
     slot, artifact = uuid4(), Artifact("output.png", "outputs/x/output.png", "image/png", 100, "0" * 64, MediaFacts())
     started_s = time.perf_counter()
-    while (taken := await bench.two.take(slot=slot, worker="bench", pools=[pool])) is not None:
-        await bench.two.succeed(taken.job.id, taken.attempt, artifacts=[artifact], output=None, timings={})
+    while (taken := await bench.one.take(slot=slot, worker="bench", pools=[pool])) is not None:
+        await bench.one.succeed(taken.job.id, taken.attempt, artifacts=[artifact], output=None, timings={})
     return [count / (time.perf_counter() - started_s)]
 
 
@@ -194,6 +194,12 @@ async def reads(bench: Bench, count: int) -> list[float]:
     return await rate(lambda: bench.one.get(bench.ended_id), count)
 
 
+async def reads_of_queued(bench: Bench, count: int) -> list[float]:
+    """The last in the queue, with its place there."""
+    job, _ = await bench.one.submit(noop(pool="gpu", model="zimage"))
+    return await rate(lambda: bench.one.get(job.id, position=True), count)
+
+
 async def selects(bench: Bench, count: int) -> list[float]:
     return await rate(lambda: bench.table.select(bench.row_id), count)
 
@@ -257,6 +263,7 @@ def rows(*, quick: bool) -> list[Row]:
         Row("submits/s", submits, "INSERT", inserts, some(400), some(1000)),
         Row("submits/s over HTTP", http_submits, "FastAPI + INSERT", http_inserts, some(300), some(500)),
         Row("status reads/s", reads, "SELECT", selects, some(2000), some(4000)),
+        Row("status reads/s, last in the queue", reads_of_queued, "SELECT", selects, some(2000), some(4000)),
         Row("status reads/s over HTTP", http_reads, "FastAPI + SELECT", http_selects, some(500), some(1000)),
         Row("whole walk over HTTP", walks, "its bare steps", bare_walks, some(50), some(50), is_rate=False),
     ]
@@ -305,9 +312,9 @@ def note(text: str) -> None:
     print(f"{text} (load {load})", file=sys.stderr, flush=True)
 
 
-async def queue_up(bench: Bench, count: int, **wish: Any) -> None:
-    for at in range(0, count, POOLED_IN_BATCH):
-        await bench.one.submit_batch([noop(**wish)] * min(POOLED_IN_BATCH, count - at))
+async def queue_up(store: JobStore, count: int, **wish: Any) -> None:
+    for at in range(0, count, QUEUED_AT_ONCE):
+        await store.submit_batch([noop(**wish)] * min(QUEUED_AT_ONCE, count - at))
 
 
 async def forget_queued(store: JobStore, keep: int = 0) -> None:
@@ -331,7 +338,8 @@ async def run(bench: Bench, given: argparse.Namespace) -> list[str]:
     found = await measured(bench, wanted, rounds, lambda: forget_queued(bench.one))
     title = f"**{given.queued} queued for another pool** (ours and PgQueuer)"
     note(f"queueing {given.queued}")
-    await queue_up(bench, given.queued, pool="gpu", model="zimage")
+    for store in (bench.one, bench.two):
+        await queue_up(store, given.queued, pool="gpu", model="zimage")
     await bench.queues[0].put(given.queued, lane="elsewhere")
     found += [line(title, "", "", "", "")]
     found += await measured(bench, wanted, rounds, lambda: forget_queued(bench.one, keep=given.queued))
@@ -348,7 +356,7 @@ async def run(bench: Bench, given: argparse.Namespace) -> list[str]:
 async def below(bench: Bench, given: argparse.Namespace) -> list[str]:
     """The walk of an urgent job while the only slot works through a queue: is it longer when the queue is?"""
     count = 10 if given.quick else 50
-    await queue_up(bench, given.queued)
+    await queue_up(bench.one, given.queued)
     long = [await walks(bench, count) for _ in range(given.rounds)]
     few = given.queued // 20
     await forget_queued(bench.one, keep=few)

@@ -2,7 +2,8 @@
 
     python benchmarks/generation_cpu.py [--rounds 60]
 
-Tiny random weights, 64x64, 2 steps. Three tables: the time of the same request as a bare diffusers call (picture as an
+Tiny random weights, 64x64, 2 steps, one compute thread (several threads wait for each other on a busy machine, which is
+not what is measured here). Three tables: the time of the same request as a bare diffusers call (picture as an
 array), in the engine (PNG file, progress, checks), and as a job through the worker's child process, interleaved in one
 run; a cold start by part; and what the API process imports.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -22,11 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import diffusers
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediamill.config import Settings
 from mediamill.engines import diffusers as engine_module
 from mediamill.model import EngineContext, OutputData, Phase, Progress, Work
@@ -187,11 +190,11 @@ def _p95(values: list[float]) -> float:
 
 def _api_process() -> None:
     script = (
-        "import sys, time, resource; t = time.perf_counter(); import mediamill.api.app; from mediamill import catalog, "
+        "import sys, time, psutil; t = time.perf_counter(); import mediamill.api.app; from mediamill import catalog, "
         "plugins; catalog.load(); plugins.load_all('api.routes'); plugins.load_all('contracts'); "
         "heavy = [m for m in ('torch', 'diffusers', 'transformers', 'ctranslate2') if m in sys.modules]; "
         "print(f'  imported in {time.perf_counter() - t:.2f} s, GPU libraries: {heavy or None}, '"
-        "f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB')"
+        "f'{psutil.Process().memory_info().rss / 1024**2:.0f} MiB')"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdin=subprocess.DEVNULL)
 

@@ -8,6 +8,7 @@ place of NVENC. Quality is judged after decoding, against a float Lanczos-3 refe
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -126,7 +127,9 @@ def judder_before_encoding(picture: Path, frames: int, truths: list[metrics.Luma
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
         for reference in truths:
             raw = np.frombuffer(child.stdout.read(1920 * 1080), np.uint8).reshape(1080, 1920)
-            moved["documented"].append(metrics.displacement_px(16 + raw.astype(np.float32) * np.float32(219 / 255), reference))
+            moved["documented"].append(
+                metrics.displacement_px(16 + raw.astype(np.float32) * np.float32(219 / 255), reference)
+            )
     still = stills.load(picture, ClipPlan(frames))
     luma = np.empty((1080, 1920), np.uint8)
     for n, reference in enumerate(truths):
@@ -167,7 +170,9 @@ def compare(picture: Path, folder: Path, frames: int, rounds: int) -> None:
 
 def print_table(picture: Path, frames: int, rounds: int, results: dict[str, Result]) -> None:
     with_size = f"{picture.name}, {frames} pictures of 1920x1080, {rounds} rounds"
-    print(f"\n{with_size}\n{'':26}{'CPU ms':>8}{'less':>7}{'wall ms':>9}{'KiB':>7}{'size':>7}{'PSNR':>8}{'gain':>8}{'SSIM':>8}{'judder':>8}")
+    print(
+        f"\n{with_size}\n{'':26}{'CPU ms':>8}{'less':>7}{'wall ms':>9}{'KiB':>7}{'size':>7}{'PSNR':>8}{'gain':>8}{'SSIM':>8}{'judder':>8}"
+    )
     first = next(iter(results.values()))
     base = statistics.median(first.cpu_ms)
     for name, r in results.items():
@@ -203,19 +208,21 @@ def two_at_once(pictures: list[Path], folder: Path, frames: int, rounds: int) ->
 
 
 _ALONE = """
-import resource, sys, threading
+import sys, threading
 from pathlib import Path
 from mediamill.media import stills
 from mediamill.media.stills import ClipPlan
 import mediamill.engines.ffmpeg
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return next(row.split()[1] for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
+before = peak()
 plan = ClipPlan(int(sys.argv[1]))
 def one(picture):
     stills.render(stills.load(Path(picture), plan), Path(picture + ".mp4"), plan, encoder="libx264")
 threads = [threading.Thread(target=one, args=(p,)) for p in sys.argv[2:]]
 [t.start() for t in threads]
 [t.join() for t in threads]
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
@@ -232,7 +239,9 @@ def peak_memory(picture: Path, folder: Path, frames: int) -> None:
         command = [sys.executable, "-c", _ALONE, str(frames), *map(str, copies)]
         said = subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
         before, peak = map(int, said.split())
-        print(f"  ours, {count} at once: {peak / 1024:.0f} MiB, of which {before / 1024:.0f} MiB are Python and libraries")
+        print(
+            f"  ours, {count} at once: {peak / 1024:.0f} MiB, of which {before / 1024:.0f} MiB are Python and libraries"
+        )
 
 
 def _peak_kib(child: subprocess.Popen[bytes]) -> int:
@@ -253,6 +262,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    os.environ["SVT_LOG"] = "1"
     frames, rounds = (24, 1) if args.quick else (96, args.rounds)
     with tempfile.TemporaryDirectory(prefix="mediamill-bench-") as name:
         folder = Path(name)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "tests", "tools", "benchmarks", "examples")
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 500
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS = {"src/mediamill/config.py": "one list of all settings; it grows by a field at a time"}
 """`path` or `path:function` -> why it may be longer."""
 PATCH = re.compile(r"monkeypatch\.setattr|mock\.patch|\bpatch\(|patch\.object")
 

@@ -149,7 +149,10 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class OutputData:
-    """Plain JSON result, merged into the job's `output`; at most 256 KiB in all."""
+    """Plain JSON result, merged into the job's `output`; at most 256 KiB in all.
+
+    `warnings`, a list of sentences for the caller, joins the job's warnings instead.
+    """
 
     values: Mapping[str, Json]
 

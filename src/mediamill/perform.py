@@ -200,6 +200,7 @@ class _Attempt:
         self.phases = Phases()
         self.uploads = _Uploads(storage, patience_s)
         self.output: dict[str, Json] = {}
+        self.warnings: list[str] = []
         self.on_progress = on_progress
         self.fraction = 0.0
         prefix = self.entry.key_prefix(self.request) or "outputs/{job_id}/"
@@ -242,7 +243,9 @@ class _Attempt:
                         staged_key = f"attempts/{self.job.id}/{self.number}/{name}"
                         self.uploads.start(event, staged_key=staged_key, key=f"{self.prefix}{name}")
                     case OutputData():
-                        self.output.update(event.values)
+                        values = dict(event.values)
+                        self.warnings += values.pop("warnings", ())
+                        self.output.update(values)
 
     async def performed(self) -> Performed:
         """Everything stored, in the order in which the engine made it."""
@@ -252,7 +255,7 @@ class _Attempt:
             raise EngineFailed("The engine ended without a result.")
         if not staged and self.entry.output_kind != "json":
             raise EngineFailed("The engine ended without a file.")
-        return Performed(staged, self.output, self.phases.timings())
+        return Performed(staged, self.output, self.phases.timings(), tuple(dict.fromkeys(self.warnings)))
 
     def tell(self, progress: Progress) -> None:
         """Pass progress on, never falling, and note the phase's time."""

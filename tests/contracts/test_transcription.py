@@ -30,9 +30,9 @@ def job(status: Status = Status.SUCCEEDED, *, error: JobError | None = None) -> 
             "language_probability": 0.97,
             "audio_seconds": 12.5,
             "text": "Olá.",
-            "warnings": ["The language is doubtful."],
+            "speech_seconds": 11.0,
         },
-        warnings=("Unknown field 'x' was ignored.",),
+        warnings=("Unknown field 'x' was ignored.", "The language is doubtful."),
         error=error,
     )
 

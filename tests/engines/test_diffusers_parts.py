@@ -265,6 +265,10 @@ def test_the_least_recently_used_weights_go_when_room_is_short(tiny_zimage: Path
     assert residency.names() == ["ltx-video", "zimage"]
     use("other", 4_000_000)
     assert residency.names() == ["other", "zimage"]
+    use("other", 2_000_000)  # loaded already, and its work needs the room of the other
+    assert residency.names() == ["other"]
+    use("zimage", 2**40)
+    use("other", 2**40)
     clock.now_s += 500
     residency.drop_unused(older_than_s=501)
     assert residency.names() == ["other"]

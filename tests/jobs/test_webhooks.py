@@ -210,15 +210,18 @@ async def test_gone_means_gone(store: JobStore) -> None:
     ("header", "least_s", "most_s"),
     [
         ("3000", 2990, 3010),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=3000), usegmt=True), 2900, 3010),
+        ("<date>", 2900, 3010),
         ("999999999", 86_000, 86_410),
         ("soon", -10, 30),
         ("nan", -10, 30),
     ],
+    ids=["seconds", "date", "too-long", "words", "nan"],
 )
 async def test_retry_after_is_honoured_within_reason(
     store: JobStore, header: str, least_s: float, most_s: float
 ) -> None:
+    if header == "<date>":
+        header = format_datetime(datetime.now(UTC) + timedelta(seconds=3000), usegmt=True)
     async with receiving(status(429, Retry_After=header)) as receiver, delivering(store, retries_s=(20,)):
         job = await ended(store, receiver.url)
         delivery = await state(store, job, lambda d: d.attempts == 1)

@@ -83,6 +83,18 @@ def test_a_character_without_a_font_fails_by_name_before_anything_is_drawn(tmp_p
     assert list((tmp_path / "job").iterdir()) == []
 
 
+def test_a_font_that_was_named_draws_the_text(tmp_path):
+    clip = video(tmp_path / "a.mp4", frames=4)
+    pictures = []
+    for n, font in enumerate((None, "Noto Sans", "Noto Sans CJK JP")):
+        (tmp_path / str(n)).mkdir()
+        subtitles = cues(tmp_path, ("0,0", "1,0", "Gaggle Qty"))
+        style = SubtitleStyle(name="classic", font=font)
+        pictures.append(pictures_of(burned(tmp_path / str(n), clip, subtitles, style=style))[2])
+    assert drawn(pictures[0], pictures[1])[0] == 0
+    assert drawn(pictures[0], pictures[2])[0] > 0.002
+
+
 def test_libass_without_any_font_is_an_error_although_it_exits_0(tmp_path):
     """The second net: should the fonts be gone between the check and the drawing."""
     clip = video(tmp_path / "a.mp4", frames=4)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mediamill.errors import InvalidRequest
 from mediamill.media import fonts
 
 
@@ -71,3 +72,18 @@ def test_the_operators_folder_adds_characters_and_broken_files_in_it_do_no_harm(
     assert chosen[amulet].family == "Zoto Sans"
     assert chosen["a"].family == "Noto Sans"
     assert fonts.uncovered(amulet, tmp_path / "nowhere") == [amulet]
+
+
+def test_a_family_that_was_named_comes_first_and_others_fill_in(tmp_path):
+    amulet = "\U0001f9ff"
+    _tiny_font(tmp_path / "one.ttf", fonts.bundled()[0].path, b"Zoto Sans", ord("b"))
+    for family in ("Zoto Sans", "zoto sans"):
+        chosen, missing = fonts.assign(f"ab{amulet}", tmp_path, family)
+        assert {char: face.family for char, face in chosen.items()} == {"a": "Noto Sans", "b": "Zoto Sans"}
+        assert missing == [amulet]
+    assert fonts.assign("a漢", family="Noto Sans CJK JP")[0]["a"].family == "Noto Sans CJK JP"
+
+
+def test_a_family_that_is_not_here_is_refused_with_those_that_are(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"style\.font: .*'Comic Sans'.*Noto Sans, Noto Sans CJK"):
+        fonts.assign("a", tmp_path, "Comic Sans")

@@ -168,9 +168,9 @@ async def two_files(_work: Work, scratch: Path) -> AsyncIterator[Event]:
     yield Progress(0.2, Phase.GENERATING, "step 1")
     yield output(scratch, "b.mp4", b"second letter", facts=MediaFacts(width_px=64, frames=9))
     yield Progress(0.1)
-    yield OutputData({"seed": 4})
+    yield OutputData({"seed": 4, "warnings": ["The seed is small."]})
     yield output(scratch, "a.mp4", b"first letter")
-    yield OutputData({"steps": 8})
+    yield OutputData({"steps": 8, "warnings": ["The seed is small.", "So are the steps."]})
 
 
 async def nothing(_work: Work, _scratch: Path) -> AsyncIterator[Event]:
@@ -195,6 +195,7 @@ async def test_outputs_lie_under_the_attempts_keys_until_they_are_published(tmp_
     performed, _ = await go(Scripted(two_files), tmp_path, into=where)
     assert [s.staged_key for s in performed.staged] == ["attempts/j1/3/b.mp4", "attempts/j1/3/a.mp4"]
     assert performed.output == {"seed": 4, "steps": 8}
+    assert performed.warnings == ("The seed is small.", "So are the steps.")
     with pytest.raises(NotFound):
         await where.stat("outputs/j1/b.mp4")
 

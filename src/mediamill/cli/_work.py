@@ -114,7 +114,9 @@ async def here(
                     if isinstance(event, Progress):
                         on_progress(event.fraction, event.message or (event.phase.value if event.phase else ""))
                     elif isinstance(event, OutputData):
-                        delivered.output.update(event.values)
+                        found = dict(event.values)
+                        delivered.warnings += found.pop("warnings", ())
+                        delivered.output.update(found)
                     elif not event.preview:
                         made.append(event)
                     elif on_preview is not None:

@@ -36,8 +36,8 @@ def _nothing() -> None:
 class _Models(TyperGroup):
     """One command for each entry that takes a prompt, made when somebody looks."""
 
-    @property
-    def commands(self) -> dict[str, Any]:  # type: ignore[override]
+    @property  # type: ignore[override]  # the base has a plain attribute
+    def commands(self) -> dict[str, Any]:
         """By model."""
         from mediamill import catalog
 
@@ -114,7 +114,6 @@ def _default_text(default: Json) -> str:
 
 
 def _generate(model: str, given: dict[str, Any]) -> None:
-    from mediamill.cli import _show
     from mediamill.cli._work import Order, carry_out
 
     out, server = given.pop("out"), given.pop("server")
@@ -122,8 +121,6 @@ def _generate(model: str, given: dict[str, Any]) -> None:
     fields = {name: value for name, value in given.items() if value not in (None, []) and name not in files}
     on_preview: Callable[[Path], None] | None = _draw if sys.stderr.isatty() else None
     delivered = carry_out(Order(model, fields, files), out=out, server=server, on_preview=on_preview)
-    for sentence in delivered.output.get("warnings") or ():
-        _show.warn(sentence)
     if "seed" in delivered.output:
         print(f"seed {delivered.output['seed']}")
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mediamill.cli import _show
 from mediamill.cli._work import Order, Out, Server, carry_out
 
 _SHOWN_CHARS = 2000
@@ -42,7 +41,5 @@ def transcribe(
         "style": style,
     }
     delivered = carry_out(Order("transcribe", fields, {"url_audio": file}), out=out, server=server)
-    for sentence in delivered.output.get("warnings") or ():
-        _show.warn(sentence)
     text = str(delivered.output.get("text") or "")
     print(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} ...")

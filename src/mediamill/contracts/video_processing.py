@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mediamill import catalog
-from mediamill.contracts import percent, phrase, when
+from mediamill.contracts import error_envelope, execution, failure, percent, waits_ms, when
 from mediamill.errors import Detail, InvalidRequest, MediamillError
 from mediamill.model import Job, Json, Status
 
@@ -32,16 +32,6 @@ _WORDS: Mapping[Status, str] = {
     Status.FAILED: "FAILED",
     Status.CANCELLED: "CANCELLED",
 }
-_STATUSES: Mapping[str, int] = {
-    "input_error": 422,
-    "input_unreachable": 422,
-    "unsupported_media": 422,
-    "too_large": 413,
-    "invalid_request": 400,
-    "cancelled": 409,
-    "deadline_exceeded": 504,
-}
-"""HTTP status a webhook names for a job that did not succeed; 500 else."""
 
 
 def request(operation: Operation, raw: Mapping[str, Json]) -> tuple[dict[str, Json], str | None]:
@@ -87,7 +77,7 @@ def _details(operation: Operation, raw: Mapping[str, Json]) -> tuple[Detail, ...
 def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
     """The 200 of a job that succeeded."""
     body: dict[str, Json] = {"code": 200, "message": MESSAGES.get(job.model, "Job completed successfully")}
-    stats: dict[str, Json] = {"jobId": job.id, **_waits_ms(job)}
+    stats: dict[str, Json] = {"jobId": job.id, **waits_ms(job)}
     if job.model == "img2vid":
         videos = _videos(job, urls)
         body["videos"] = videos
@@ -97,7 +87,7 @@ def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
         stats |= {"total": len(job.input.get("images") or ()), "processed": len(videos)}
     elif job.artifacts:
         body["video_url"] = urls[job.artifacts[0].name]
-    body["execution"] = _execution(job)
+    body["execution"] = execution(job)
     body["stats"] = stats
     if job.warnings:
         body["warnings"] = list(job.warnings)
@@ -111,26 +101,6 @@ def _videos(job: Job, urls: Mapping[str, str]) -> list[Json]:
     return [
         {"id": str(still["id"]), "video_url": urls[name], "filename": name} for name, still in named if name in urls
     ]
-
-
-def _execution(job: Job) -> dict[str, Json]:
-    duration_ms = sum(_waits_ms(job).values())
-    return {
-        "startTime": when(job.created_at),
-        "endTime": when(job.finished_at),
-        "durationMs": duration_ms,
-        "durationSeconds": duration_ms / 1000,
-    }
-
-
-def _waits_ms(job: Job) -> dict[str, int]:
-    """Whole milliseconds until the start, and from the start to the end; 0 for what did not happen."""
-    started_at = job.started_at or job.finished_at or job.created_at
-    finished_at = job.finished_at or started_at
-    return {
-        "delayTime": max(0, round((started_at - job.created_at).total_seconds() * 1000)),
-        "executionTime": max(0, round((finished_at - started_at).total_seconds() * 1000)),
-    }
 
 
 def word(job: Job) -> str:
@@ -155,20 +125,10 @@ def status_reply(job: Job, result: Mapping[str, Json] | None) -> dict[str, Json]
 
 
 def error_reply(error: MediamillError, status: int) -> dict[str, Json]:
-    """The error envelope: the status in words, one sentence, the wrong fields, the job where there is one."""
-    body: dict[str, Json] = {"error": phrase(status), "message": error.message}
-    if error.details:
-        body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
-    if error.job_id is not None:
-        body["jobId"] = error.job_id
-    return body
+    """The contract's error envelope."""
+    return error_envelope(error, status)
 
 
 def webhook(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
     """The final reply; for a job that did not succeed its error envelope with the status as `code`."""
-    if job.status is Status.SUCCEEDED:
-        return reply(job, urls)
-    code = "cancelled" if job.status is Status.CANCELLED else job.error.code if job.error else "internal"
-    message = job.error.message if job.error else f"Job {job.id} was {job.status.value}."
-    status = _STATUSES.get(code, 500)
-    return {"code": status, "error": phrase(status), "message": message, "jobId": job.id}
+    return reply(job, urls) if job.status is Status.SUCCEEDED else failure(job)

@@ -53,12 +53,14 @@ def burn(
 ) -> Generator[float, None, None]:
     """Draw the cues into the picture, yielding seconds done; sound is copied, the frame rate kept, the picture upright.
 
-    Raises: UnsupportedMedia: a character that no font has, by name, before anything is drawn. EngineFailed.
+    Raises: UnsupportedMedia: a character that no font has, by name, before anything is drawn. InvalidRequest: a font
+        family in the style that is not here. EngineFailed.
     """
     track = source.video[0]
     width_px, height_px = track.width_px // 2 * 2, track.height_px // 2 * 2
     ass = captions.to_ass(subtitles, width_px=width_px, height_px=height_px, style=style)
-    faces, missing = fonts.assign(captions.spoken(ass), tool.fonts_dir)
+    wished = style or subtitles.style
+    faces, missing = fonts.assign(captions.spoken(ass), tool.fonts_dir, wished.font if wished else None)
     if missing:
         raise UnsupportedMedia(
             f"No font has a glyph for {fonts.named(missing)}. Put one that has into the folder MEDIAMILL_FONTS_DIR."

@@ -6,6 +6,7 @@ from the fonts' own character maps before anything is drawn.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 import unicodedata
@@ -19,6 +20,8 @@ import fontpkg_noto_sans
 import noto_cjk_sans_otc
 from PIL import ImageFont
 
+from mediamill.errors import InvalidRequest
+
 _SUFFIXES = frozenset({".ttf", ".otf", ".ttc", ".otc"})
 _MAX_FONT_BYTES = 64 * 1024**2
 _MAX_FACES = 64
@@ -28,6 +31,8 @@ _SYSTEM_FOLDERS = {
 }
 _UNIX_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts")
 _PLAIN_STYLES = frozenset({"regular", "book", "roman", "normal", "medium"})
+_NAMED_FAMILIES = 30
+_NOTO_CJK = Path(str(noto_cjk_sans_otc.FONT_PATH))
 _NOTO_SANS = Path(str(fontpkg_noto_sans.ROOT)) / "files" / "NotoSans[wdth,wght].ttf"
 _JAPANESE = (0x3040, 0x30FF)
 _KOREAN = (0xAC00, 0xD7A3)
@@ -64,14 +69,18 @@ def uncovered(text: str, fonts_dir: Path | None = None) -> list[str]:
     return assign(text, fonts_dir)[1]
 
 
-def assign(text: str, fonts_dir: Path | None = None) -> tuple[dict[str, Face], list[str]]:
+def assign(text: str, fonts_dir: Path | None = None, family: str | None = None) -> tuple[dict[str, Face], list[str]]:
     """A face for each character that needs a glyph, and the characters for which there is none.
 
-    As few faces as possible, the bundled one first. Fonts of the system are read only when something is missing.
+    As few faces as possible: those of `family` first where one is named, then the bundled ones. Fonts of the system are
+    read only when something is missing.
+
+    Raises: InvalidRequest: there is no font of that family.
     """
     wanted = dict.fromkeys(char for char in text if needs_glyph(char))
     chosen: dict[str, Face] = {}
-    for face in _faces(text, fonts_dir):
+    preferred = _of_family(family, fonts_dir) if family else ()
+    for face in itertools.chain(preferred, _faces(text, fonts_dir)):
         if not wanted:
             break
         found = [char for char in wanted if face.has(char)]
@@ -88,10 +97,27 @@ def named(chars: Sequence[str]) -> str:
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
+def _of_family(family: str, fonts_dir: Path | None) -> list[Face]:
+    """Every face of a family, wherever it lies; of the first place that has any."""
+    known: dict[str, None] = {}
+    own = _in_folders([fonts_dir]) if fonts_dir else ()
+    for place in ((*_read(_NOTO_SANS), *_read(_NOTO_CJK)), own, _in_system()):
+        faces = list(place)
+        if found := [face for face in faces if face.family.casefold() == family.casefold()]:
+            return found
+        known |= dict.fromkeys(face.family for face in faces)
+    there = ", ".join(list(known)[:_NAMED_FAMILIES])
+    raise InvalidRequest(f"style.font: there is no font family {family!r} here; there are {there}.")
+
+
 def _faces(text: str, fonts_dir: Path | None) -> Iterator[Face]:
     yield from bundled(text)
     if fonts_dir:
         yield from _in_folders([fonts_dir])
+    yield from _in_system()
+
+
+def _in_system() -> Iterator[Face]:
     system = _SYSTEM_FOLDERS.get(sys.platform, _UNIX_FOLDERS)
     yield from _in_folders([*map(Path, system), Path.home() / ".fonts", Path.home() / ".local/share/fonts"])
 
@@ -107,8 +133,7 @@ def bundled(text: str = "") -> tuple[Face, ...]:
         way = "KR"
     if any(_JAPANESE[0] <= ord(c) <= _JAPANESE[1] for c in text):
         way = "JP"
-    cjk = _read(Path(str(noto_cjk_sans_otc.FONT_PATH)))
-    return (*_read(_NOTO_SANS), *(face for face in cjk if face.family == f"Noto Sans CJK {way}"))
+    return (*_read(_NOTO_SANS), *(face for face in _read(_NOTO_CJK) if face.family == f"Noto Sans CJK {way}"))
 
 
 def _read(path: Path) -> tuple[Face, ...]:

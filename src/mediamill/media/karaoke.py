@@ -48,7 +48,7 @@ class SubtitleStyle(BaseModel):
     font: str | None = Field(
         default=None,
         pattern=r"^[^\x00-\x1f,{}\\;]{1,64}$",
-        description=f"Font family; unset: {DEFAULT_FONT}.",
+        description="Font family; unset: Noto Sans and, for letters it has not, Noto Sans CJK.",
     )
     size_px: int | None = Field(
         default=None, ge=8, le=300, description="Letter size in a picture 1080 pixels high; unset: so that lines fit."

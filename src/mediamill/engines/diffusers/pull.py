@@ -97,7 +97,7 @@ def _bytes_in(blobs: Path) -> int:
 def _hub_errors(source: str) -> Iterator[None]:
     """The hub's errors as ours: what is wrong in one sentence, without URLs or tokens."""
     try:
-        import httpx
+        import httpx2
         from huggingface_hub import errors as hub
     except ImportError as error:
         raise ModelUnavailable("Pulling models needs more packages: install mediamill[diffusers].") from error
@@ -108,7 +108,7 @@ def _hub_errors(source: str) -> Iterator[None]:
         raise ModelUnavailable(f"The repo {source} {why}.") from error
     except hub.EntryNotFoundError as error:
         raise ModelUnavailable(f"The repo {source} has no model_index.json: it is no diffusers pipeline.") from error
-    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.HTTPError) as error:
+    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx2.HTTPError) as error:
         raise ModelUnavailable(f"The hub cannot be reached to fetch {source} ({type(error).__name__}).") from error
     except OSError as error:
         raise ModelUnavailable(f"Fetching {source} failed: {error.strerror or type(error).__name__}.") from error

@@ -74,7 +74,7 @@ class Residency:
             key: what to load.
             name: the catalog entry that asks.
             pipeline: diffusers' class name of the folder.
-            room_bytes: what must be free within the budget before the load (weights, and the call's own need).
+            room_bytes: what the call needs with its weights; others go until that is free within the budget.
             budget: what all resident pipelines may take.
 
         Raises: ModelUnavailable when the folder cannot be loaded.
@@ -84,8 +84,11 @@ class Residency:
             if loaded is None:
                 self._make_room(room_bytes, budget)
                 loaded = self._loaded[key] = _load(key, pipeline)
+                loaded.users += 1
+            else:
+                loaded.users += 1
+                self._make_room(room_bytes - loaded.size_bytes, budget)
             loaded.names.add(name)
-            loaded.users += 1
         try:
             yield loaded
         finally:
