@@ -336,6 +336,7 @@ async def run(bench: Bench, given: argparse.Namespace) -> list[str]:
     bench.ended_id = (await asked(bench, "POST", f"{bench.api_url}/v1/jobs?wait=60", BODY))["id"]
     bench.row_id = (await bench.table.insert(INPUT))["id"]
     found = await measured(bench, wanted, rounds, lambda: forget_queued(bench.one))
+    found += await cpu_of_a_walk(bench, 100)
     title = f"**{given.queued} queued for another pool** (ours and PgQueuer)"
     note(f"queueing {given.queued}")
     for store in (bench.one, bench.two):
@@ -364,6 +365,24 @@ async def below(bench: Bench, given: argparse.Namespace) -> list[str]:
     await forget_queued(bench.one)
     row = Row(f"urgent walk, {given.queued} below it", walks, f"{few} below it", walks, count, count, is_rate=False)
     return lines(row, long, short)
+
+
+async def cpu_of_a_walk(bench: Bench, count: int) -> list[str]:
+    """Processor time, which says more than the clock where the machine is busy with other things."""
+    before = cpu_ms(bench)
+    await walks(bench, count)
+    after = cpu_ms(bench)
+    spent = {name: (after[name] - before[name]) / count for name in ("api", "worker", "child", "database")}
+    whole = sum(spent.values())
+    return [line("CPU of a walk, ms", f"{whole:.1f}", ", ".join(f"{n} {ms:.1f}" for n, ms in spent.items()), "", "")]
+
+
+def cpu_ms(bench: Bench) -> dict[str, float]:
+    """Spent until now, by kind of process; the database's with its servers of single connections."""
+    trees = {"api": [bench.processes["api"]], "worker": [bench.processes["worker"]]}
+    trees["child"] = bench.processes["worker"].children(recursive=True)
+    trees["database"] = [bench.processes["database"], *bench.processes["database"].children()]
+    return {name: 1000 * sum(sum(p.cpu_times()[:2]) for p in tree) for name, tree in trees.items()}
 
 
 def resident_mb(bench: Bench) -> dict[str, float]:
@@ -399,7 +418,11 @@ async def opened(folder: Path) -> AsyncIterator[Bench]:
             sock.close()
         for slots, database in ((1, "one"), (2, "two")):
             command_line = ["-m", "mediamill", "worker", "--pool", "cpu", "--slots", str(slots)]
-            stack.enter_context(running(folder, command_line, server.url(database)))
+            worker = stack.enter_context(running(folder, command_line, server.url(database)))
+            if slots == 1:
+                processes["worker"] = psutil.Process(worker.pid)
+        assert server.pid is not None
+        processes["database"] = psutil.Process(server.pid)
         bench = Bench(stores[0], stores[1], queues, table, http, urls["api"], urls["bare"], processes)
         for store in stores:  # until each worker has its child
             job, _ = await store.submit(noop())

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+import _img2vid_metrics as metrics
 import av
 import cv2
-import img2vid_metrics as metrics
 import numpy as np
 
 from mediamill.media import ken_burns, planes, stills
@@ -123,7 +123,7 @@ def judge(result: Result, path: Path, truths: list[metrics.Luma], *, full_range:
 def judder_before_encoding(picture: Path, frames: int, truths: list[metrics.Luma]) -> dict[str, float]:
     command = [_FFMPEG, "-nostdin", "-loglevel", "error", "-loop", "1", "-i", str(picture), "-vf"]
     command += [f"{documented_filter(frames)},format=gray", "-frames:v", str(frames), "-f", "rawvideo", "-"]
-    moved: dict[str, list[np.ndarray]] = {"documented": [], "fast, balanced": [], "best": []}
+    moved: dict[str, list[np.ndarray]] = {"documented": [], "fast, balanced": [], "best": [], "an exact warp": []}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
         for reference in truths:
             raw = np.frombuffer(child.stdout.read(1920 * 1080), np.uint8).reshape(1080, 1920)
@@ -136,6 +136,8 @@ def judder_before_encoding(picture: Path, frames: int, truths: list[metrics.Luma
         for name, kernel in (("fast, balanced", "linear"), ("best", "cubic")):
             planes.sample_plane(still.y, ken_burns.window_at(n, frames), luma, kernel)
             moved[name].append(metrics.displacement_px(luma.astype(np.float32), reference))
+        exact = metrics.truth(still.y.padded[still.y.pad_px :, still.y.pad_px :].astype(np.float32), n, frames)
+        moved["an exact warp"].append(metrics.displacement_px(exact, reference))
     return {name: metrics.judder_px(steps) for name, steps in moved.items()}
 
 

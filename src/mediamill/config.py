@@ -1,19 +1,19 @@
 """Settings: the only reader of the environment. Every field one sentence and a unit.
 
 Read once in `main`, passed down. A setting is looked up under its `MEDIAMILL_` name and under every name the five
-source documents use for it; a secret also under `<NAME>_FILE`, the path of a file that holds it. The environment wins
-over `.env`.
+source documents use for it; a secret also under `<NAME>_FILE`, the path of a file that holds it (`variables.py`). The
+environment wins over `.env`.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mediamill.errors import Misconfigured
+from mediamill.variables import MODEL_PREFIX, Reading, Spelling, read
 
 StorageMode = Literal["s3", "file", "gcs", "supabase", "stateless", "memory"]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -29,8 +30,6 @@ Names = Annotated[tuple[str, ...], NoDecode]
 
 UNUSED = "Accepted and unused."
 """How the description of such a setting begins."""
-_PREFIX = "MEDIAMILL_"
-_MODEL_PREFIX = "MEDIAMILL_MODEL_"
 
 
 def _named(*names: str, default: Any = None, description: str, **rest: Any) -> Any:
@@ -90,6 +89,13 @@ class Settings(BaseSettings):
     )
     max_queued: int = _named(
         "MEDIAMILL_MAX_QUEUED", default=100_000, description="Jobs waiting at most; more are refused with 503."
+    )
+
+    max_unfinished: int = _named(
+        "MEDIAMILL_MAX_UNFINISHED_PER_KEY",
+        default=0,
+        ge=0,
+        description="Jobs of one API key waiting or running at most; more are refused with 429. 0: no limit.",
     )
 
     # logs
@@ -282,6 +288,15 @@ class Settings(BaseSettings):
             raise ValueError("must begin with postgresql:// or postgres://")
         return value
 
+    @field_validator("public_url")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("must begin with http:// or https:// and a host, without a query")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -291,7 +306,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments win over what `read` finds; nothing else is looked at."""
+        """Arguments win over the environment; nothing else is looked at."""
         return init_settings, _Environment(settings_cls)
 
     def model_location(self, name: str) -> str | None:
@@ -333,26 +348,6 @@ class Settings(BaseSettings):
 
 
 @dataclass(frozen=True)
-class Found:
-    """A setting's text, the variable it came from, and where that variable is set ("environment" or ".env")."""
-
-    text: str
-    variable: str
-    origin: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the environment says, by field name, and what about it deserves a sentence."""
-
-    found: Mapping[str, Found]
-    models: Mapping[str, Found]
-    """MEDIAMILL_MODEL_<NAME> by NAME."""
-    unknown: tuple[str, ...]
-    """Sentences about MEDIAMILL_ variables that mean nothing here."""
-
-
-@dataclass(frozen=True)
 class Loaded:
     """Settings in force, and where each field came from: a variable's name and origin, or "default"."""
 
@@ -369,7 +364,7 @@ def load(**given: Any) -> Loaded:
     Raises: Misconfigured, naming each wrong variable, its value (unless secret) and what is accepted.
     """
     given = {field: value for field, value in given.items() if value is not None}
-    reading = read(os.environ, _dotenv())
+    reading = _reading()
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -378,7 +373,7 @@ def load(**given: Any) -> Loaded:
     for field, found in reading.found.items():
         origins.setdefault(field, f"{found.variable} ({found.origin})")
     if reading.models:
-        names = ", ".join(f"{_MODEL_PREFIX}{name}" for name in sorted(reading.models))
+        names = ", ".join(f"{MODEL_PREFIX}{name}" for name in sorted(reading.models))
         origins.setdefault("model_locations", names)
     unused = [
         f"{found.variable} is accepted and not used."
@@ -391,30 +386,6 @@ def load(**given: Any) -> Loaded:
 def export(settings: Settings) -> None:
     """Put what third-party libraries read by themselves into this process's environment; before they are imported."""
     os.environ.update(settings.for_libraries)
-
-
-def read(*layers: Mapping[str, str]) -> Reading:
-    """Look every setting up; the first layer is the environment, the second `.env`, and earlier ones win.
-
-    Raises: Misconfigured when two spellings of one setting differ in one layer, or a `_FILE` cannot be read.
-    """
-    origins = ("environment", ".env")
-    found: dict[str, Found] = {}
-    models: dict[str, Found] = {}
-    unknown: dict[str, str] = {}
-    for origin, layer in zip(origins, layers, strict=False):
-        for field in Settings.model_fields:
-            value = _look_up(field, layer, origin)
-            if value is not None:
-                found.setdefault(field, value)
-        for variable in sorted(layer):
-            if not variable.startswith(_PREFIX) or variable in _variables():
-                continue
-            if variable.startswith(_MODEL_PREFIX) and layer[variable]:
-                models.setdefault(variable.removeprefix(_MODEL_PREFIX), Found(layer[variable], variable, origin))
-            else:
-                unknown.setdefault(variable, _unknown(variable))
-    return Reading(found, models, tuple(unknown.values()))
 
 
 def names(field: str) -> tuple[str, ...]:
@@ -431,38 +402,15 @@ def is_secret(field: str) -> bool:
 
 
 @cache
-def _variables() -> frozenset[str]:
-    """Every variable that means something here."""
-    known = {name: is_secret(field) for field in Settings.model_fields for name in names(field)}
-    return frozenset((*known, *(f"{name}_FILE" for name, secret in known.items() if secret)))
+def _spellings() -> Mapping[str, Spelling]:
+    return {field: Spelling(names(field), is_secret(field)) for field in Settings.model_fields}
 
 
-def _look_up(field: str, layer: Mapping[str, str], origin: str) -> Found | None:
-    """The one value of a setting in one layer; empty variables count as unset."""
-    candidates = [Found(layer[name], name, origin) for name in names(field) if layer.get(name)]
-    if is_secret(field):
-        files = [f"{name}_FILE" for name in names(field)]
-        candidates += [Found(_secret_in(name, layer[name]), name, origin) for name in files if layer.get(name)]
-    if len({found.text for found in candidates}) > 1:
-        variables = " and ".join(found.variable for found in candidates)
-        raise Misconfigured(f"{variables} ({origin}) are one setting and have different values; keep one of them.")
-    return candidates[0] if candidates else None
-
-
-def _secret_in(variable: str, path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise Misconfigured(
-            f"{variable}={path!r} must name a readable file that holds the secret: {reason}."
-        ) from error
-
-
-def _unknown(variable: str) -> str:
-    bare = variable.removeprefix(_PREFIX)
-    close = [bare] if bare in _variables() else difflib.get_close_matches(variable, sorted(_variables()), n=1)
-    return f"{variable} is not a setting of mediamill" + (f"; did you mean {close[0]}?" if close else ".")
+def _reading() -> Reading:
+    """What the environment, and under it `.env`, say now."""
+    path = Settings.model_config.get("env_file")
+    values = dotenv_values(cast("str", path)) if path else {}
+    return read(_spellings(), (os.environ, {name: value for name, value in values.items() if value is not None}))
 
 
 def _complaints(error: ValidationError, reading: Reading) -> Iterator[str]:
@@ -480,21 +428,15 @@ def _field_of(variable: str) -> str:
     return next((field for field in Settings.model_fields if variable in names(field)), variable)
 
 
-def _dotenv() -> dict[str, str]:
-    path = Settings.model_config.get("env_file")
-    values = dotenv_values(cast("str", path)) if path else {}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 class _Environment(PydanticBaseSettingsSource):
-    """What `read` finds, by field name."""
+    """What the environment says, by field name."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Not used: all fields are read together."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
-        reading = read(os.environ, _dotenv())
+        reading = _reading()
         values: dict[str, Any] = {field: found.text for field, found in reading.found.items()}
         if reading.models:
             values["model_locations"] = {name: found.text for name, found in reading.models.items()}

@@ -8,6 +8,7 @@ MediamillError
 ├── Refused                 understood, and not done: quota, size, content
 │   ├── TooLarge            bytes, pixels or seconds above a limit
 │   └── Busy                no room now (disk reserve, full queue): come back after `delay_s`
+│       └── TooMany         this caller has too many unfinished jobs
 ├── InputError              an input file of the caller could not be used
 │   ├── InputUnreachable    the URL did not answer with the file
 │   └── UnsupportedMedia    the bytes are not what was asked for, or are damaged
@@ -104,6 +105,12 @@ class Busy(Refused):
         """`delay_s`: after how many seconds a retry makes sense."""
         super().__init__(message)
         self.delay_s = delay_s
+
+
+class TooMany(Busy):
+    """This caller has too many unfinished jobs."""
+
+    code = "too_many"
 
 
 class InputError(MediamillError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mediamill import catalog
+from mediamill import catalog, keys
 from mediamill.catalog import Entry, InputRef
 from mediamill.errors import (
     DeadlineExceeded,
@@ -203,7 +203,7 @@ class _Attempt:
         self.warnings: list[str] = []
         self.on_progress = on_progress
         self.fraction = 0.0
-        prefix = self.entry.key_prefix(self.request) or "outputs/{job_id}/"
+        prefix = self.entry.key_prefix(self.request) or keys.output_folder("{job_id}")
         self.prefix = prefix.replace("{job_id}", self.job.id)
 
     async def fetch(self, inputs: InputSource, scratch: Path) -> Work:
@@ -237,10 +237,10 @@ class _Attempt:
                     case Progress():
                         self.tell(event)
                     case OutputFile(preview=True):
-                        self.uploads.preview(event, f"previews/{self.job.id}/{_component(event.name)}")
+                        self.uploads.preview(event, keys.preview_folder(self.job.id) + _component(event.name))
                     case OutputFile():
                         name = _component(event.name)
-                        staged_key = f"attempts/{self.job.id}/{self.number}/{name}"
+                        staged_key = keys.attempt_folder(self.job.id, self.number) + name
                         self.uploads.start(event, staged_key=staged_key, key=f"{self.prefix}{name}")
                     case OutputData():
                         values = dict(event.values)

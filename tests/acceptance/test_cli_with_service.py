@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from standardwebhooks import Webhook
 
 from mediamill.media.probe import probe
 from tests.service import PATIENCE_S, Serving, a_folder, environment, eventually, mediamill, serving
@@ -19,7 +24,8 @@ KEY = "swordfish"
 @pytest.fixture(scope="module")
 def service() -> Iterator[Serving]:
     """A service that wants a key."""
-    with a_folder() as folder, serving(folder, extra={"X_API_KEY": KEY}) as started:
+    extra = {"X_API_KEY": KEY, "MEDIAMILL_FETCH_ALLOW": "127.0.0.0/8"}
+    with a_folder() as folder, serving(folder, extra=extra) as started:
         yield started
 
 
@@ -61,6 +67,40 @@ def test_a_job_is_cancelled_and_waiting_for_it_fails(service: Serving, tmp_path:
     unknown = mediamill("jobs", "show", "nonsense", "--server", service.url, cwd=tmp_path, extra=extra)
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("error: ")
+
+
+def test_a_receiver_verifies_with_the_secret_that_is_shown(service: Serving, tmp_path: Path) -> None:
+    data = service.log.parent / "data"
+    shown = mediamill("webhook-secret", "--data-dir", str(data), cwd=tmp_path)
+    assert (shown.returncode, shown.stdout.count("\n")) == (0, 1), shown.stderr
+    with one_delivery() as (url, wait):
+        body = {"model": "fake", "input": {"kind": "image", "width": 64, "height": 64}, "webhook_url": url}
+        status, job = service.ask("POST", "/v1/jobs", body, X_API_Key=KEY)
+        assert status == 202, job
+        headers, sent = wait()
+    assert Webhook(shown.stdout.strip()).verify(sent, headers)["data"]["id"] == job["id"]
+
+
+@contextlib.contextmanager
+def one_delivery() -> Iterator[tuple[str, Callable[[], tuple[dict[str, str], bytes]]]]:
+    """The URL of a receiver, and a call that waits for what it gets."""
+    got: queue.Queue[tuple[dict[str, str], bytes]] = queue.Queue()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.put((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", lambda: got.get(timeout=PATIENCE_S)
+        finally:
+            server.shutdown()
 
 
 def test_without_the_key_the_service_own_sentence_is_shown(service: Serving, tmp_path: Path) -> None:

@@ -32,7 +32,21 @@ async def finish(
     warnings: Sequence[str] = (),
 ) -> str:
     """Let the next job succeed with these files under its own keys; returns its id."""
-    taken = await take(deps)
+    files = {"names": names, "media_type": media_type, "content": content}
+    return await end(deps, await take(deps), **files, output=output, warnings=warnings)
+
+
+async def end(
+    deps: Deps,
+    taken: Taken,
+    *,
+    names: Sequence[str] = ("out.mp4",),
+    media_type: str = "video/mp4",
+    content: bytes = b"0123456789",
+    output: Mapping[str, Json] | None = None,
+    warnings: Sequence[str] = (),
+) -> str:
+    """The same for a job that was taken before."""
     entry = catalog.get(taken.job.model)
     prefix = entry.key_prefix(entry.request.model_validate(taken.job.input)) or f"outputs/{taken.job.id}/"
     artifacts = [await _put(deps, prefix + name, media_type, content) for name in names]

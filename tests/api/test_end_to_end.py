@@ -7,8 +7,11 @@ import base64
 import contextlib
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
+import av
+import numpy as np
 from PIL import Image
 
 from mediamill.jobs.worker import run_worker
@@ -18,11 +21,11 @@ from tests.video_contract import VideoResponse
 
 
 @contextlib.asynccontextmanager
-async def working(store, database_url, folder) -> AsyncIterator[Service]:
+async def working(store, database_url, folder, *, slots: int = 1, **values) -> AsyncIterator[Service]:
     """An API and a worker of the cpu pool that share a database and a folder."""
-    async with running(store, folder, storage_mode="file", database_url=database_url) as service:
+    async with running(store, folder, storage_mode="file", database_url=database_url, **values) as service:
         stop = asyncio.Event()
-        worker = asyncio.ensure_future(run_worker(service.deps.settings, pool="cpu", slots=1, stop=stop))
+        worker = asyncio.ensure_future(run_worker(service.deps.settings, pool="cpu", slots=slots, stop=stop))
         try:
             while (await service.get("/ready")).status != 200:
                 await asyncio.sleep(0.05)
@@ -58,13 +61,47 @@ async def test_a_requested_clip_can_be_fetched_and_is_what_was_asked(store, data
         assert ended.body["status"] == "cancelled"
 
 
+def photo(colour: tuple[int, int, int] = (200, 40, 40)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+async def test_many_photos_go_in_parallel_parts_and_come_back_as_one_reply(store, database_url, tmp_path):
+    colours = [(220, 30, 30), (30, 220, 30), (30, 30, 220), (220, 220, 30), (30, 220, 220)]
+    urls = [f"data:image/png;base64,{base64.b64encode(photo(c)).decode()}" for c in colours]
+    images = [{"id": f"s{n}", "image_url": url, "duracao": 0.1} for n, url in enumerate(urls)]
+    images[3]["image_url"] = "http://media.invalid/photo.jpg"
+    async with working(store, database_url, tmp_path, slots=2, split_above=2, split_parts=2) as service:
+        answer = await service.post("/video/img2vid", {"images": images, "path": "many/"})
+        assert answer.status == 200, answer.body
+        reply = VideoResponse.model_validate(answer.body)
+        assert [(v.id, v.filename) for v in reply.videos or ()] == [
+            (f"s{n}", f"video_{n + 1}.mp4") for n in (0, 1, 2, 4)
+        ]
+        assert [e["id"] for e in answer.body["errors"]] == ["s3"]
+        for video, n in zip(reply.videos or (), (0, 1, 2, 4), strict=True):
+            clip = tmp_path / video.filename
+            clip.write_bytes((await service.get(video.video_url.removeprefix(service.base_url))).body)
+            assert np.abs(first_pixel(clip) - colours[n]).max() < 12, video.filename
+        parts = await store.parts(reply.stats.jobId)
+        assert sorted(len(part.input["images"]) for part in parts) == [2, 3]
+        assert [job["id"] for job in (await service.get("/v1/jobs")).body["data"]] == [reply.stats.jobId]
+        assert [key async for key, _ in service.deps.storage.list("uploads")] != [], "parts read what was staged once"
+
+
+def first_pixel(clip: Path) -> np.ndarray:
+    """RGB in the middle of the first picture."""
+    with av.open(str(clip)) as opened:
+        frame = next(opened.decode(video=0)).to_ndarray(format="rgb24")
+    return frame[frame.shape[0] // 2, frame.shape[1] // 2].astype(int)
+
+
 async def test_photos_become_clips_and_a_bad_one_does_not_lose_the_others(store, database_url, tmp_path):
-    photo = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 40, 40)).save(photo, "PNG")
-    encoded = base64.b64encode(photo.getvalue()).decode()
+    encoded = base64.b64encode(photo()).decode()
     async with working(store, database_url, tmp_path) as service:
         form = aiohttp.FormData()
-        form.add_field("file", photo.getvalue(), filename="photo.png")
+        form.add_field("file", photo(), filename="photo.png")
         uploaded = (await service.call("POST", "/v1/files", data=form)).body
         stills = {
             "gone": "http://media.invalid/photo.jpg",

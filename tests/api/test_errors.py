@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from mediamill import plugins
 from mediamill.api.errors import STATUS, ContractRouter, ErrorShapes, as_error, retry_after_s
 from mediamill.api.submit import wait_or_timeout
+from mediamill.catalog import MAX_DETAILS
 from mediamill.errors import Busy, MediamillError, RetryLater, StorageRefused, StoreUnavailable, every_class
 from mediamill.jobs.database import Database, Limits
 from mediamill.jobs.store import JobStore, new_id
@@ -61,7 +62,7 @@ NATIVE = [
     Row("GET", "/v1/jobs/unknown/webhook", 404),
     Row("POST", "/v1/jobs/unknown/webhook/replay", 404),
     Row("GET", "/v1/models/unknown", 404, says="fake"),
-    Row("DELETE", "/v1/jobs", 405, says="POST"),
+    Row("DELETE", "/v1/jobs", 405, says="GET, POST"),
     Row("PUT", "/health", 405, says="GET"),
     Row("POST", "/v1/jobs", 415, raw=b"{}", headers={"Content-Type": "text/plain"}, says="application/json"),
     Row("POST", "/v1/jobs", 415, raw=b"{}", headers={"Content-Type": "application/x-www-form-urlencoded"}),
@@ -85,6 +86,8 @@ NATIVE = [
         where={"/input/width", "/input/height", "/input/fps"},
     ),
     Row("POST", "/v1/jobs", 400, body={**FAKE, "priority": 1000}, where={"/priority"}),
+    Row("POST", "/v1/jobs", 400, body={**FAKE, "priority": True}, where={"/priority"}),
+    Row("POST", "/v1/jobs", 400, body={"model": "fake", "input": {"seed": True}}, where={"/input/seed"}),
     Row("POST", "/v1/jobs", 400, body={**FAKE, "metadata": {"x": "y" * 20_000}}, where={"/metadata"}, says="16384"),
     Row("POST", "/v1/jobs", 400, raw=b'{"model": "fake", "metadata": {"x": 1e999}}', where={"/metadata"}),
     Row("POST", "/v1/jobs", 400, body={**FAKE, "webhook_url": "ftp://example.com"}, where={"/webhook_url"}),
@@ -105,6 +108,8 @@ NATIVE = [
     Row("GET", "/v1/jobs?limit=x&order=up&status=done", 400, where={"/limit", "/order", "/status"}),
     Row("GET", "/v1/jobs?after=!!", 400, where={"/after"}),
     Row("GET", "/v1/jobs?created_after=yesterday", 400, where={"/created_after"}),
+    Row("GET", "/v1/jobs?created_after=0001-01-01T00:00:00%2B14:00", 400, where={"/created_after"}),
+    Row("GET", "/v1/jobs?created_before=9999-12-31T23:59:59-14:00", 400, where={"/created_before"}),
     Row("GET", "/v1/jobs?model=%00", 400, where={"/model"}),
     Row("GET", "/files/nothing/here.mp4", 401),
     Row("GET", "/files/outputs/01a21830-8c40-7d13-a023-9f057fdc488c/no.mp4", 404),
@@ -263,6 +268,37 @@ async def test_a_full_queue_is_503_with_retry_after_and_queues_nothing(start):
         assert (await service.post("/v1/jobs", FAKE)).status == 202
 
 
+async def test_a_caller_with_too_many_unfinished_jobs_is_429_and_others_are_not(start):
+    async with start(max_unfinished=2, x_api_key="one", auth_token="two") as service:
+        accepted = [await service.post("/v1/jobs", FAKE, x_api_key="one", idempotency_key=f"k{n}") for n in range(2)]
+        assert [a.status for a in accepted] == [202, 202]
+        refused = await service.post("/v1/jobs", FAKE, x_api_key="one")
+        assert (refused.status, refused.body["code"], refused.headers["Retry-After"]) == (429, "too_many", "10")
+        assert "MEDIAMILL_MAX_UNFINISHED" not in refused.body["detail"]
+        assert "2" in refused.body["detail"]
+        shaped = await service.post("/video/img2vid", still(), x_api_key="one")
+        assert (shaped.status, shaped.body["error"], shaped.headers["Retry-After"]) == (
+            429,
+            "Too Many Requests",
+            "10",
+        )
+        again = await service.post("/v1/jobs", FAKE, x_api_key="one", idempotency_key="k1")
+        assert (again.status, again.body["id"]) == (202, accepted[1].body["id"]), "a repeat asks for nothing new"
+        assert (await service.post("/v1/jobs", FAKE, x_api_key="two")).status == 202
+        await hands.finish(service.deps)
+        assert (await service.post("/v1/jobs", FAKE, x_api_key="one")).status == 202
+
+
+async def test_a_repeat_with_its_key_is_answered_even_where_nothing_new_is_taken(start):
+    async with start(max_queued=1) as service:
+        first = await service.post("/v1/jobs", FAKE, idempotency_key="k")
+        assert (await service.post("/v1/jobs", FAKE)).status == 503
+        again = await service.post("/v1/jobs", FAKE, idempotency_key="k")
+        assert (again.status, again.body, again.headers["Idempotency-Replayed"]) == (202, first.body, "true")
+        other = await service.post("/v1/jobs", {**FAKE, "priority": 1}, idempotency_key="k")
+        assert other.status == 409
+
+
 async def test_a_full_disk_is_503_before_anything_is_written(start):
     async with start(storage_mode="file", reserve_bytes=2**62) as service:
         for answer in (
@@ -303,16 +339,15 @@ async def test_a_wait_sits_out_a_database_that_is_away_and_then_names_the_job(tm
     await away.close()
 
 
-async def test_a_body_of_zeros_is_refused_in_no_time(start):
+async def test_a_body_of_zeros_names_no_more_than_can_be_read(start):
     zeros = b'{"images": [' + b"0," * 2_000_000 + b'0], "path": "a/"}'
     most = b'{"images": [' + b"0," * 90_000 + b'0], "path": "a/"}'
     async with start() as service:
         for raw, status in ((zeros, 413), (most, 400)):
-            started_s = time.process_time()
             answer = await service.call(
                 "POST", "/video/img2vid", data=raw, headers={"Content-Type": "application/json"}
             )
-            assert (answer.status, time.process_time() - started_s < 5) == (status, True)
+            assert (answer.status, len(answer.body.get("details", ())) <= MAX_DETAILS) == (status, True)
             assert len(json.dumps(answer.body)) < 1_000_000
 
 
@@ -355,6 +390,8 @@ def test_every_route_lies_under_what_its_router_covers():
         (RequestValidationError([]), "invalid_request"),
         (ConnectionResetError("secret"), "busy"),
         (TimeoutError(), "busy"),
+        (OSError(errno.ENOSPC, "secret"), "busy"),
+        (OSError(errno.EIO, "secret"), "internal"),
         (ZeroDivisionError("secret"), "internal"),
     ],
 )

@@ -250,3 +250,47 @@ async def test_each_request_has_an_id_and_a_log_line_without_its_query(service, 
     assert any("request_id=mine-1" in line for line in lines)
     assert any(f"job_id={made.body['id']}" in line for line in lines)
     assert not any("secret-cursor" in line for line in lines)
+
+
+async def test_a_caller_writes_no_log_line_of_its_own(service, caplog):
+    caplog.set_level("INFO", logger="mediamill.api")
+    await service.get("/v1/jobs/x%0aERROR%20forged%1b[31m")
+    await service.get(f"/v1/jobs/{'y' * 3000}")
+    lines = [record.getMessage() for record in caplog.records if record.name == "mediamill.api"]
+    assert [line for line in lines if not line.isprintable()] == []
+    assert max(len(line) for line in lines) < 500
+
+
+async def test_a_caller_that_leaves_while_it_sends_is_no_fault_of_ours(service, caplog):
+    caplog.set_level("INFO", logger="mediamill.api")
+    host, _, port = service.base_url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    async with asyncio.timeout(30):
+        while not (
+            lines := [r for r in caplog.records if r.name == "mediamill.api" and "'/v1/jobs'" in r.getMessage()]
+        ):
+            await asyncio.sleep(0.02)
+    assert [(line.levelname, " 499 " in line.getMessage()) for line in lines] == [("INFO", True)]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_lossless_strings_are_taken_around_the_input_too(service):
+    for priority in ("5", 5.0, " 5 "):
+        answer = await service.post("/v1/jobs", {**FAKE, "priority": priority})
+        assert answer.status == 202, answer.body
+    for priority in ("5.5", 5.5, "five", [5]):
+        answer = await service.post("/v1/jobs", {**FAKE, "priority": priority})
+        assert (answer.status, answer.body["errors"][0]["pointer"]) == (400, "/priority")
+
+
+async def test_probes_and_browsers_find_something_at_the_usual_places(service):
+    root = await service.get("/")
+    assert (root.status, root.headers["Location"]) == (307, "/docs")
+    assert (await service.call("HEAD", "/health")).status == 200
+    assert (await service.call("HEAD", "/ready")).status == 503

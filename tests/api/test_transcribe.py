@@ -11,7 +11,7 @@ import srt
 from mediamill.jobs.worker import run_worker
 from tests import speech
 from tests.api import hands
-from tests.api.conftest import running
+from tests.api.conftest import Answer, running
 
 NAMES = ("segments.srt", "karaoke.ass", "words.json")
 OUTPUT = {"language": "en", "language_probability": 0.98, "audio_seconds": 2.0, "text": "Hello.", "warnings": []}
@@ -49,6 +49,28 @@ async def test_an_uploaded_file_takes_the_place_of_the_url(service):
     job = (await service.get(f"/v1/jobs/{sent.body['jobId']}")).body
     assert job["input"]["url_audio"].startswith("file:uploads/")
     assert (job["input"]["model"], job["input"]["vad"], job["input"]["style"]["position"]) == ("tiny", False, "top")
+
+
+async def test_a_form_that_is_sent_again_with_its_key_pays_once(service):
+    def form(**fields: str) -> aiohttp.FormData:
+        made = aiohttp.FormData()
+        made.add_field("file", speech.recording("beckett.wav").read_bytes(), filename="b.wav", content_type="audio/wav")
+        for name, value in {"model": "tiny", **fields}.items():
+            made.add_field(name, value)
+        return made
+
+    async def send(made: aiohttp.FormData) -> Answer:
+        headers = {"Prefer": "respond-async", "Idempotency-Key": "talk-1"}
+        return await service.call("POST", "/transcribe", data=made, headers=headers)
+
+    async def uploads() -> list[str]:
+        return [key async for key, _ in service.deps.storage.list("uploads")]
+
+    first, again = await send(form()), await send(form())
+    assert (again.status, again.body, again.headers["Idempotency-Replayed"]) == (202, first.body, "true")
+    other = await send(form(task="translate"))
+    assert (other.status, other.body["error"]) == (409, "Conflict")
+    assert len(await uploads()) == 1, "the first job still has its file"
 
 
 async def test_a_refused_form_leaves_no_upload_behind(service):

@@ -150,6 +150,18 @@ async def test_a_finished_job_has_the_reply_the_call_would_have_had_and_cancel_l
     assert (await service.call("POST", f"/job/{job_id}/cancel")).body == state
 
 
+async def test_a_cancel_that_comes_too_late_says_how_the_job_ended(service):
+    calling = asyncio.ensure_future(service.post("/video/addaudio", BODIES["addaudio"]))
+    taken = await when_queued(service, hands.take(service.deps))
+    cancelling = asyncio.ensure_future(service.call("POST", f"/job/{taken.job.id}/cancel"))
+    while not (await service.deps.store.get(taken.job.id)).cancel_requested:
+        await asyncio.sleep(0.01)
+    await hands.end(service.deps, taken, names=NAMES["addaudio"])
+    reply, cancelled = await calling, await cancelling
+    assert reply.status == 200
+    assert (cancelled.body["status"], cancelled.body["result"]) == ("COMPLETED", reply.body)
+
+
 async def test_jobs_of_other_contracts_can_be_watched_too(service):
     made = (await service.post("/v1/jobs", {"model": "fake", "input": {"kind": "image"}})).body
     await hands.finish(service.deps, names=("a.png",), media_type="image/png")

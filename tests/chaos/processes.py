@@ -154,8 +154,12 @@ class Service:
                 await asyncio.sleep(0.1)
         raise AssertionError(f"the service did not get ready:\n{self.log_tail()}")
 
-    def log_tail(self, size_bytes: int = 6000) -> str:
-        """The last of what all processes said."""
+    def log_tail(self, size_bytes: int = 40_000) -> str:
+        """The last of what all processes said, and where every worker is."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGUSR2)
+        time.sleep(1.0)
         return (self.folder / "service.log").read_bytes()[-size_bytes:].decode(errors="replace")
 
     async def drain(self) -> list[int]:

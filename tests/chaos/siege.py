@@ -138,6 +138,8 @@ async def strike(running: Service, ledger: Ledger, fault: str) -> None:
         if deed == "stop":
             await asyncio.sleep(_FREEZE_S)
             os.kill(pid, signal.SIGCONT)
+        elif deed == "kill":
+            await asyncio.gather(*(asyncio.to_thread(w.wait, 10) for w in running.workers if w.pid == pid))
     running.refill()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -95,10 +96,18 @@ class BombedProvider:
         yield OutputData({"made_by_attempt": work.attempt})
 
 
+def tell_where() -> None:
+    """Write where every task is, for the log of a siege that failed."""
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=6)
+    sys.stderr.flush()
+
+
 async def main(bombs_folder: Path, slots: int) -> None:
     """Work until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, tell_where)
     bombs = Bombs(bombs_folder)
     settings = Settings()
     async with opened(settings, pool="cpu", stop=stop) as deps:
@@ -113,4 +122,5 @@ async def main(bombs_folder: Path, slots: int) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))

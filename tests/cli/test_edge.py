@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -11,7 +12,19 @@ from tests.service import mediamill
 def test_help_names_every_command_with_a_sentence(tmp_path: Path) -> None:
     done = mediamill("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("serve", "api", "worker", "config", "doctor", "img2vid", "caption", "addaudio", "jobs"):
+    commands = (
+        "serve",
+        "api",
+        "worker",
+        "config",
+        "doctor",
+        "webhook-secret",
+        "img2vid",
+        "caption",
+        "addaudio",
+        "jobs",
+    )
+    for command in commands:
         assert f"\n  {command} " in done.stdout
     assert mediamill(cwd=tmp_path).stdout == done.stdout
 
@@ -44,6 +57,15 @@ def test_a_role_without_a_database_says_so(tmp_path: Path, role: str) -> None:
     assert done.returncode == 2
     assert "DATABASE_URL is not set" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_webhook_secret_is_the_setting_or_what_a_running_service_made(tmp_path: Path) -> None:
+    one, two = (f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}" for n in (1, 2))
+    done = mediamill("webhook-secret", cwd=tmp_path, extra={"MEDIAMILL_WEBHOOK_SECRET": f"{one} {two}"})
+    assert (done.returncode, done.stdout.split()) == (0, [one, two])
+    done = mediamill("webhook-secret", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: No service runs on the data folder 'data'")
 
 
 def test_config_shows_values_and_sources_and_no_secret(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_unused_variables_are_accepted_and_reported(monkeypatch: pytest.MonkeyPa
         ("LOG_LEVEL", "loud", r"LOG_LEVEL='loud': accepted are debug, info, warning and error"),
         ("STORAGE_MODE", "ftp", r"STORAGE_MODE='ftp': Input should be 's3', 'file'"),
         ("DATABASE_URL", "mysql://swordfish@x", r"DATABASE_URL: must begin with postgresql://"),
+        ("MEDIAMILL_PUBLIC_URL", "media.example", r"MEDIAMILL_PUBLIC_URL='media.example': must begin with http"),
+        ("MEDIAMILL_PUBLIC_URL", "https://m.example/?a=b", r"MEDIAMILL_PUBLIC_URL=.*without a query"),
         ("MEDIAMILL_LEASE_SECONDS", "0", r"MEDIAMILL_LEASE_SECONDS='0': Input should be greater"),
     ],
 )

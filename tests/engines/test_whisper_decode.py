@@ -95,13 +95,15 @@ class StandIn:
     languages: tuple[tuple[str, float], ...] = (("en", 0.9),)
     calls: list[float] = field(default_factory=list)
     gate: threading.Event | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Any:
         return SimpleNamespace(is_multilingual=True)
 
-    def transcribe(self, audio: np.ndarray, **_options: Any) -> tuple[Iterator[Any], None]:
+    def transcribe(self, audio: np.ndarray, **options: Any) -> tuple[Iterator[Any], None]:
         self.calls.append(audio.size / RATE_HZ)
+        self.asked = options
         return self._segments(audio), None
 
     def _segments(self, audio: np.ndarray) -> Iterator[Any]:
@@ -171,6 +173,89 @@ def test_what_the_model_missed_is_heard_again_and_nothing_twice(tmp_path: Path) 
     # One second alone is within the tolerance of word times; three in a row are not.
     assert [s.text for s in run.segments] == [f" w{n + 1}" for n in range(40) if n + 1 != 25]
     assert run.again == 1
+
+
+@dataclass
+class Dictated:
+    """Answers each call with the next of these: segments of (word, start, end), in seconds of what it is given."""
+
+    answers: list[list[list[tuple[str, float, float]]]]
+    calls: list[float] = field(default_factory=list)
+
+    def transcribe(self, audio: np.ndarray, **_options: Any) -> tuple[Iterator[Any], None]:
+        self.calls.append(round(audio.size / RATE_HZ, 1))
+        return iter([self._segment(words) for words in self.answers.pop(0)]), None
+
+    @staticmethod
+    def _segment(words: list[tuple[str, float, float]]) -> Any:
+        timed = [SimpleNamespace(word=f" {w}", start=a, end=b, probability=0.9) for w, a, b in words]
+        text = "".join(w.word for w in timed)
+        sure = {"avg_logprob": -0.2, "no_speech_prob": 0.1, "compression_ratio": 1.0}
+        return SimpleNamespace(start=timed[0].start, end=timed[-1].end, text=text, words=timed, **sure)
+
+
+def dictated(model: Dictated, folder: Path, probabilities: np.ndarray) -> list[str]:
+    sound = numbered(folder, len(probabilities) * HOP // RATE_HZ)
+    parts = parts_of(probabilities, sound.samples, most_s=60, spans=None)
+    options = Options("en")
+    run = Decode(
+        model,
+        sound,
+        parts,
+        probabilities=probabilities,
+        options=options,
+        workers=1,
+        cancelled=threading.Event(),
+    )
+    list(run)
+    ordered = [w for s in run.segments for w in s.words]
+    assert all(a.start_s <= b.start_s for a, b in itertools.pairwise(ordered))
+    return [w.text.strip() for w in ordered]
+
+
+def test_words_missing_in_the_middle_of_a_segment_are_put_in_their_place(tmp_path: Path) -> None:
+    first = [[("one", 1.0, 1.4), ("two", 1.5, 1.9), ("seven", 8.0, 8.4)]]
+    again = [[("three", 0.5, 0.9), ("four", 1.2, 1.6)], [("five", 3.0, 3.4)]]
+    model = Dictated([first, again])
+    spoken = voiced((1, 2), (3, 6.4), (8, 8.5), total_s=10)
+    assert dictated(model, tmp_path, spoken) == ["one", "two", "three", "four", "five", "seven"]
+    assert model.calls == [10.0, 4.0]
+
+
+def test_a_word_stretched_over_lost_speech_gives_way_to_what_was_said(tmp_path: Path) -> None:
+    first = [[("it", 1.0, 1.3), ("the", 1.4, 5.5), ("end", 5.6, 6.0)]]
+    again = [[("was", 0.4, 0.8), ("the", 0.9, 1.3), ("very", 1.5, 2.2), ("very", 2.3, 3.0), ("slow", 3.3, 4.1)]]
+    spoken = voiced((1, 6), total_s=8)
+    assert dictated(Dictated([first, again]), tmp_path, spoken) == ["it", "was", "the", "very", "very", "slow", "end"]
+    sung = [[("looove", 0.4, 4.3)]]
+    assert dictated(Dictated([first, sung]), tmp_path, spoken) == ["it", "the", "end"]
+
+
+def test_slow_single_words_that_are_missing_count_together(tmp_path: Path) -> None:
+    spoken = voiced((1, 2), *((n + 0.2, n + 0.7) for n in range(4, 9)), (11, 12), total_s=14)
+    first = [[("begin", 1.1, 1.9), ("end", 11.1, 11.9)]]
+    again = [[(f"w{n}", n - 3.5, n - 3.1) for n in range(4, 9)]]
+    model = Dictated([first, again])
+    assert dictated(model, tmp_path, spoken) == ["begin", "w4", "w5", "w6", "w7", "w8", "end"]
+    assert model.calls == [14.0, 5.1]
+
+
+def test_what_was_asked_reaches_the_model(tmp_path: Path) -> None:
+    model = StandIn()
+    sound = numbered(tmp_path, 5)
+    probabilities = voiced(total_s=5)
+    parts = parts_of(probabilities, sound.samples, most_s=10, spans=None)
+    options = Options("pt", "translate", beam_size=2, word_timestamps=False)
+    cancelled = threading.Event()
+    list(Decode(model, sound, parts, probabilities=probabilities, options=options, workers=1, cancelled=cancelled))
+    assert model.asked == {
+        "language": "pt",
+        "task": "translate",
+        "beam_size": 2,
+        "word_timestamps": False,
+        "vad_filter": False,
+        "initial_prompt": None,
+    }
 
 
 def test_a_cancel_ends_it_while_the_model_is_busy(tmp_path: Path) -> None:

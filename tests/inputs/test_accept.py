@@ -76,6 +76,7 @@ def test_what_fits_is_taken(tmp_path: Path, content: bytes, kind: MediaKind, med
         (b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\n", "video", "the file is a playlist"),
         (b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash"/>', "video", "the file is an XML document"),
         (b"%PDF-1.7\n", "image", "the file is a PDF document"),
+        ("words in UTF-16".encode("utf-16"), "audio", "of a known kind"),
         (b"push graphic-context\n", "image", "of a known kind"),
         (b"\x00\x01\x02\x03" * 99, "video", "of a known kind"),
         (samples.sound(), "video", "the file is audio/wav"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mediamill.errors import StorageRefused
 from mediamill.jobs.store import JobStore, new_id
 from mediamill.jobs.sweep import Sweeper, remove_abandoned, scratch_folder
 from mediamill.model import Job, JobError, Status
@@ -38,11 +39,19 @@ class Aged(MemoryStorage):
         self.source = folder / "bytes"
         self.source.write_bytes(b"bytes")
         self.ages_s: dict[str, float] = {}
+        self.stuck: set[str] = set()
+        self.refusals = 0
 
     async def hold(self, ages_s: Mapping[str, float]) -> None:
         for key, age_s in ages_s.items():
             await self.put(key, self.source, media_type="video/mp4")
             self.ages_s[key] = age_s
+
+    async def delete(self, key: str) -> None:
+        if key in self.stuck:
+            self.refusals += 1
+            raise StorageRefused("The bucket refused: the object is locked.")
+        await super().delete(key)
 
     async def list(self, prefix: str):
         async for key, modified_at in super().list(prefix):
@@ -78,6 +87,50 @@ async def test_ended_jobs_go_with_their_files_once_they_are_older_than_the_reten
     await sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep()
     assert await storage.keys() == kept
     assert [job.id for job in (await store.list()).jobs] == [fresh.id]
+
+
+async def test_what_a_later_job_put_in_its_place_stays(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    """Callers name folders, and name them again."""
+    old, again = await done(store, "clips/video_1.mp4"), await done(store, "clips/video_1.mp4")
+    await age(store, old.id, finished_at=2 * HOUR_S)
+    await storage.hold({"clips/video_1.mp4": HOUR_S})
+    sweep = sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep
+    await sweep()
+    assert await storage.keys() == {"clips/video_1.mp4"}
+    assert [job.id for job in (await store.list()).jobs] == [again.id]
+    await age(store, again.id, finished_at=2 * HOUR_S)
+    await sweep()
+    assert await storage.keys() == set()
+
+
+async def test_a_file_that_cannot_be_deleted_holds_up_no_other(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    jobs = [await done(store, f"clips/{n}.mp4") for n in range(3)]
+    for at, job in enumerate(jobs):
+        await age(store, job.id, finished_at=(9 - at) * HOUR_S)
+    stray = [f"attempts/{jobs[0].id}/1/{name}.mp4" for name in "abc"]
+    await storage.hold(dict.fromkeys(["clips/0.mp4", "clips/1.mp4", "clips/2.mp4", *stray], 3 * DAY_S))
+    storage.stuck = {"clips/0.mp4", stray[0]}
+    await sweeper(store, storage, tmp_path).sweep_strays()
+    assert await storage.keys() == {"clips/0.mp4", "clips/1.mp4", "clips/2.mp4", stray[0]}
+    storage.stuck = {"clips/0.mp4"}
+    await sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep()
+    assert await storage.keys() == {"clips/0.mp4"}
+    assert [job.id for job in (await store.list()).jobs] == [jobs[0].id], "its row still knows the file"
+    storage.stuck = set()
+    await sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep()
+    assert await storage.keys() == set()
+    assert (await store.list()).jobs == ()
+
+
+async def test_a_storage_that_deletes_nothing_is_left_alone(store: JobStore, storage: Aged, tmp_path: Path) -> None:
+    keys = [f"clips/{n}.mp4" for n in range(20)]
+    for key in keys:
+        await age(store, (await done(store, key)).id, finished_at=2 * HOUR_S)
+    await storage.hold(dict.fromkeys(keys, HOUR_S))
+    storage.stuck = set(keys)
+    with pytest.raises(StorageRefused):
+        await sweeper(store, storage, tmp_path, retention_s=HOUR_S).sweep()
+    assert storage.refusals < 10
 
 
 async def test_without_a_retention_everything_is_kept(store: JobStore, storage: Aged, tmp_path: Path) -> None:

@@ -51,13 +51,19 @@ async def closing() -> AsyncIterator[contextlib.AsyncExitStack]:
 
 
 class Troubled(MemoryStorage):
-    """Fails some puts; calls back after each."""
+    """Fails some puts; calls back after each, and after each copy."""
 
-    def __init__(self, *errors: Exception, after_put: object = None) -> None:
+    def __init__(self, *errors: Exception, after_put: object = None, after_copy: object = None) -> None:
         super().__init__(LocalUrls("http://files", b"secret"))
         self.errors = list(errors)
         self.puts = 0
         self.after_put = after_put
+        self.after_copy = after_copy
+
+    async def copy(self, source_key: str, key: str) -> None:
+        await super().copy(source_key, key)
+        if callable(self.after_copy):
+            await self.after_copy(source_key)
 
     async def put(self, key: str, source: Path, *, media_type: str) -> StoredObject:
         self.puts += 1
@@ -117,6 +123,19 @@ async def test_progress_is_true_rises_and_comes_at_most_four_times_a_second(work
 
 
 @pytest.fixture
+def filed() -> Iterator[str]:
+    """A model whose results go to a folder of the caller's."""
+    entry = Entry(
+        "filed", "", FakeRequest, engine="fake", output_kind="image", key_prefix=lambda _request: "project/clips/"
+    )
+    catalog.register(entry)
+    catalog.load.cache_clear()
+    yield entry.name
+    del catalog._entries[entry.name]
+    catalog.load.cache_clear()
+
+
+@pytest.fixture
 def two_models() -> Iterator[tuple[str, str]]:
     names = ("model-a", "model-b")
     for name in names:
@@ -162,6 +181,49 @@ async def test_the_caller_sees_the_cancel_while_a_child_uses_up_its_grace(store:
         assert psutil.pid_exists(child), "the row did not wait for the child"
         assert (await workshop.end_of(await workshop.make())).status is Status.SUCCEEDED
         assert not psutil.pid_exists(child)
+
+
+async def test_a_cancel_before_the_result_is_out_lets_nothing_out(store: JobStore, tmp_path: Path, filed: str) -> None:
+    async def cancel(key: str) -> None:
+        await store.cancel(key.split("/")[1])
+
+    workshop = Workshop(store, settings_in(tmp_path), Troubled(after_put=cancel))
+    async with workshop.working():
+        ended = await workshop.end_of(await workshop.make(filed))
+    assert (ended.status, ended.artifacts, await workshop.keys()) == (Status.CANCELLED, (), [])
+
+
+async def test_a_cancel_while_the_result_is_let_out_is_too_late(store: JobStore, tmp_path: Path, filed: str) -> None:
+    async def cancel(staged_key: str) -> None:
+        await store.cancel(staged_key.split("/")[1])
+        await asyncio.sleep(0.8)
+
+    workshop = Workshop(store, settings_in(tmp_path), Troubled(after_copy=cancel))
+    async with workshop.working():
+        ended = await workshop.end_of(await workshop.make(filed))
+    assert (ended.status, [a.key for a in ended.artifacts]) == (Status.SUCCEEDED, ["project/clips/output.png"])
+    assert await workshop.keys() == ["project/clips/output.png"]
+
+
+async def test_a_result_that_takes_too_long_to_let_out_is_taken_back(
+    store: JobStore, tmp_path: Path, filed: str
+) -> None:
+    async def cancel(staged_key: str) -> None:
+        await store.cancel(staged_key.split("/")[1])
+        await asyncio.sleep(600)
+
+    storage = Troubled(after_copy=cancel)
+    workshop = Workshop(store, settings_in(tmp_path), storage)
+    async with workshop.working():
+        ended = await workshop.end_of(await workshop.make(filed))
+    assert (ended.status, ended.artifacts, await workshop.keys()) == (Status.CANCELLED, (), [])
+    storage.after_copy = None
+    async with workshop.working():
+        first = await workshop.end_of(await workshop.make(filed))
+        storage.after_copy = cancel
+        again = await workshop.end_of(await workshop.make(filed))
+    assert (first.status, again.status) == (Status.SUCCEEDED, Status.CANCELLED)
+    assert await workshop.keys() == [a.key for a in first.artifacts], "another job's result stays"
 
 
 async def test_a_child_that_crashes_three_times_fails_its_job_and_not_the_worker(

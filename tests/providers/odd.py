@@ -5,6 +5,7 @@ Installed into a folder as a distribution with an entry point, it is found by a 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -80,6 +81,11 @@ def _raise(_work: Work, _ctx: EngineContext) -> Iterator[Event]:
     raise ValueError("token=hunter2")
 
 
+def _full(_work: Work, ctx: EngineContext) -> Iterator[Event]:
+    yield Progress(0.5)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(ctx.scratch / "hunter2"))
+
+
 def _exit(_work: Work, _ctx: EngineContext) -> Iterator[Event]:
     yield Progress(0.5)
     sys.exit(3)
@@ -141,6 +147,7 @@ _ODDITIES: Mapping[str, Callable[[Work, EngineContext], Iterator[Event]]] = {
     "flood": _flood,
     "big": _big,
     "raise": _raise,
+    "full": _full,
     "exit": _exit,
     "hard_exit": _hard_exit,
     "known_error": _known_error,

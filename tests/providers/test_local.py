@@ -186,6 +186,7 @@ async def test_a_child_that_leaks_is_replaced(tmp_path: Path) -> None:
     ("do", "error", "says"),
     [
         ("raise", EngineFailed, r"failed unexpectedly \(ValueError\)"),
+        ("full", Crashed, "no room left on the disk for the files of this work"),
         ("exit", EngineFailed, r"failed unexpectedly \(SystemExit\)"),
         ("hard_exit", Crashed, "exit code 3"),
         ("known_error", UnsupportedMedia, r"images\.0\.image_url: not a picture"),

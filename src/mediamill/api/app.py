@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from mediamill import __version__, catalog, plugins
 from mediamill.api import openapi
@@ -23,10 +23,8 @@ from mediamill.api.errors import ContractRouter, ErrorShapes
 from mediamill.api.presence import announced
 from mediamill.config import Settings
 from mediamill.errors import MediamillError, Misconfigured, StoreUnavailable
-from mediamill.inputs.guard import UrlGuard
-from mediamill.inputs.resolver import Inputs
+from mediamill.jobs.files import opened_files
 from mediamill.jobs.store import JobStore, Rules
-from mediamill.storage import open_storage
 
 _CORS_HEADERS = ["Authorization", "X-API-Key", "Idempotency-Key", "Content-Type", "Prefer", "Last-Event-ID"]
 _EXPOSED = ["Location", "Retry-After", "ETag", "X-Request-ID", "Idempotency-Replayed", "Content-Range"]
@@ -51,6 +49,7 @@ def create_app(deps: Deps) -> FastAPI:
     app.state.deps = deps
     for router in routers:
         app.include_router(router)
+    app.add_route("/", _to_docs, include_in_schema=False)
     for kind in (MediamillError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_with(shapes))
     app.add_middleware(RequestEdge, gate=Gate(deps.settings), shapes=shapes)
@@ -64,6 +63,11 @@ def create_app(deps: Deps) -> FastAPI:
         )
     openapi.install(app, shapes)
     return app
+
+
+async def _to_docs(_request: Request) -> Response:
+    """Who opens the bare address finds what can be asked here."""
+    return RedirectResponse("/docs")
 
 
 def _routers() -> list[ContractRouter]:
@@ -122,19 +126,8 @@ async def opened(settings: Settings, *, public_url: str) -> AsyncIterator[Deps]:
         raise Misconfigured("DATABASE_URL is not set: `mediamill serve` starts a database, `mediamill api` needs one.")
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(await _opened_store(settings.database_url.get_secret_value(), settings))
-        secret = settings.url_secret.get_secret_value().encode() if settings.url_secret else await store.secret("url")
-        storage = open_storage(settings, public_url=public_url, secret=secret)
-        stack.push_async_callback(storage.close)
-        guard = UrlGuard(settings.fetch_allow)
-        stack.push_async_callback(guard.close)
-        inputs = Inputs(
-            cache_dir=settings.data_dir / "cache",
-            storage=storage,
-            guard=guard,
-            cache_bytes=settings.cache_bytes,
-            timeout_s=settings.fetch_timeout_s,
-        )
-        yield Deps(settings=settings, store=store, storage=storage, inputs=inputs, guard=guard)
+        files = await stack.enter_async_context(opened_files(settings, store, public_url=public_url))
+        yield Deps(settings=settings, store=store, storage=files.storage, inputs=files.inputs, guard=files.guard)
 
 
 async def _opened_store(dsn: str, settings: Settings) -> JobStore:

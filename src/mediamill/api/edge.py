@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mediamill.api.auth import Gate
@@ -17,14 +18,17 @@ from mediamill.api.errors import ErrorShapes
 from mediamill.errors import MediamillError
 
 log = logging.getLogger("mediamill.api")
+_LEFT = 499
+"""Logged for a caller that closed the connection while it still sent; nobody gets it."""
+_SHOWN_CHARS = 200
 _noted: ContextVar[dict[str, Any] | None] = ContextVar("mediamill_noted", default=None)
 
 
 def note(**facts: Any) -> None:
-    """Add facts (job_id) to this request's access line."""
+    """Add facts (job_id) to this request's access line. They may be whatever a caller sent."""
     noted = _noted.get()
     if noted is not None:
-        noted.update(facts)
+        noted.update({name: _plain(str(value)) for name, value in facts.items()})
 
 
 class RequestEdge:
@@ -59,6 +63,8 @@ class RequestEdge:
         try:
             scope["mediamill.caller"] = self._gate.admit(scope)
             await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            answer["status"] = _LEFT
         except Exception as exc:  # the request edge
             if not isinstance(exc, MediamillError):
                 log.exception("request failed", extra={"request_id": request_id})
@@ -76,8 +82,14 @@ def _request_id(scope: Scope) -> str:
     return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(8)
 
 
+def _plain(text: str) -> str:
+    """On one line of the log, whatever it holds, and no longer than fits there."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:_SHOWN_CHARS])
+    return shown if len(text) <= _SHOWN_CHARS else f"{shown}..."
+
+
 def _log_line(scope: Scope, status: int, started_s: float, facts: dict[str, Any]) -> None:
     """Path without its query, which may hold a signature."""
     elapsed_ms = round((time.monotonic() - started_s) * 1000, 1)
     line = " ".join(f"{k}={v}" for k, v in facts.items())
-    log.info("%s %r %d %.1fms %s", scope["method"], scope["path"], status, elapsed_ms, line, extra=facts)
+    log.info("%s '%s' %d %.1fms %s", scope["method"], _plain(scope["path"]), status, elapsed_ms, line, extra=facts)

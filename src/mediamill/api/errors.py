@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from mediamill.durable import FULL
 from mediamill.errors import (
     Busy,
     Detail,
@@ -61,6 +63,7 @@ STATUS: Mapping[str, int] = {
     "refused": 422,
     "too_large": 413,
     "busy": 503,
+    "too_many": 429,
     "input_error": 422,
     "input_unreachable": 422,
     "unsupported_media": 422,
@@ -124,8 +127,9 @@ class ContractRouter(APIRouter):
 class ErrorShapes:
     """Finds the contract a path belongs to and answers errors in its shape."""
 
-    def __init__(self, routers: Iterable[ContractRouter]) -> None:
+    def __init__(self, routers: Sequence[ContractRouter]) -> None:
         """`routers`: one of them covers "" and is the default."""
+        self._routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         pairs = [(prefix, router) for router in routers for prefix in router.covers]
         self._by_prefix = sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
 
@@ -133,8 +137,15 @@ class ErrorShapes:
         """The router whose shape errors under `path` have."""
         return next(router for prefix, router in self._by_prefix if path.startswith(prefix))
 
+    def methods(self, path: str) -> list[str]:
+        """What may be done with a path, sorted; the framework itself names those of the first route only."""
+        return sorted({m for route in self._routes if route.path_regex.match(path) for m in route.methods or ()})
+
     def response(self, path: str, exc: Exception, *, request_id: str) -> Response:
         """The HTTP answer to an exception. Nothing of an unknown exception is shown."""
+        if isinstance(exc, HTTPException) and exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = ", ".join(self.methods(path))
+            exc = HTTPException(exc.status_code, headers={"Allow": allowed} if allowed else exc.headers)
         router = self.router(path)
         error = _shown(as_error(exc))
         status = router.statuses.get(error.code, 500)
@@ -176,6 +187,8 @@ def as_error(exc: Exception) -> MediamillError:
         return InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details)
     if isinstance(exc, HTTPException):
         return _of_status(exc)
+    if isinstance(exc, OSError) and exc.errno in FULL:
+        return Busy("There is no room left on this service's disk; try again when some was made.", delay_s=60)
     if isinstance(exc, ConnectionError | TimeoutError | asyncio.TimeoutError):
         return Busy("A part this request needs does not answer now; try again.", delay_s=RETRY_AFTER_S)
     return MediamillError("Something went wrong here; the log has the details under this request id.")

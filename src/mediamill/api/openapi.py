@@ -16,7 +16,7 @@ from mediamill.errors import Detail, InvalidRequest, MediamillError
 from mediamill.model import Json
 
 COMMON_ERRORS = (400, 401, 403, 404, 413, 415, 422, 500, 503)
-CREATING_ERRORS = (*COMMON_ERRORS, 409)
+CREATING_ERRORS = (*COMMON_ERRORS, 409, 429)
 BLOCKING_ERRORS = (*CREATING_ERRORS, 504)
 
 IDEMPOTENCY_KEY: Mapping[str, Any] = {

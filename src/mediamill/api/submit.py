@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.responses import JSONResponse
 
-from mediamill import catalog
+from mediamill import catalog, keys
 from mediamill.api import edge
 from mediamill.api.auth import Caller
 from mediamill.api.deps import Deps
-from mediamill.catalog import Entry
+from mediamill.catalog import Entry, InputRef
 from mediamill.errors import (
     Busy,
     Cancelled,
@@ -28,15 +28,20 @@ from mediamill.errors import (
     InvalidRequest,
     MediamillError,
     StoreUnavailable,
+    TooMany,
     every_class,
 )
 from mediamill.inputs.references import check_url
 from mediamill.jobs.store import Idempotency, Submission, new_id
 from mediamill.model import Job, Json, Status
 
+MAX_WAIT_S = 60.0
+"""Longest `?wait=`; proxies cut silent connections soon after."""
 PRIORITIES = range(-100, 101)
 _METADATA_BYTES = 16 * 1024
 _AWAY_S = 0.5
+_CANCEL_WAIT_S = 3.0
+"""A running job stops within two seconds of a cancel."""
 _VALIDATE_OFF_LOOP_ABOVE = 200
 """Values in a request's lists above which validation leaves the event loop."""
 
@@ -67,9 +72,16 @@ async def submit(
         The job with the warnings of its first reply, and whether it is an earlier one replayed by its key.
 
     Raises:
-        InvalidRequest, TooLarge, Conflict (key used for another body), Busy (no room), StorageError.
+        InvalidRequest, TooLarge, Conflict (key used for another body), Busy (no room), TooMany (this caller has
+        enough unfinished jobs), StorageError.
     """
-    submission = await prepare(deps, caller, entry=entry, raw=raw, contract=contract, wish=wish or Wish())
+    asked = await _checked(deps, entry, raw, contract, wish or Wish())
+    idempotency = _idempotency(caller, asked)
+    before = None if idempotency is None else await deps.store.made_by(idempotency)
+    if before is not None:  # a repeat needs no room, no quota and no second copy of what it sent
+        edge.note(job_id=before.id)
+        return replace(before, warnings=asked.warnings), True
+    submission = replace(await _prepared(deps, caller, asked), idempotency=idempotency)
     try:
         job, replayed = await deps.store.submit(submission)
     except BaseException:
@@ -78,7 +90,7 @@ async def submit(
     if replayed:
         await unstage(deps, submission)
     edge.note(job_id=job.id)
-    return replace(job, warnings=tuple(submission.warnings)), replayed
+    return replace(job, warnings=asked.warnings), replayed
 
 
 async def prepare(
@@ -88,13 +100,31 @@ async def prepare(
 
     `unstage` takes back what it stored when the submission is not used.
     """
-    request, warnings = await _validated(deps, entry, raw, wish)
-    refs = list(catalog.input_refs(request))
-    deps.inputs.check(refs)
+    return await _prepared(deps, caller, await _checked(deps, entry, raw, contract, wish))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request that is right in itself."""
+
+    entry: Entry
+    raw: Mapping[str, Json]
+    contract: str
+    wish: Wish
+    request: Any
+    """Typed, with defaults filled in."""
+    refs: Sequence[InputRef]
+    warnings: tuple[str, ...]
+    """Of the first reply."""
+
+
+async def _prepared(deps: Deps, caller: Caller, asked: _Asked) -> Submission:
+    """Room and quota judged, large values staged, parts made."""
+    entry, request, settings = asked.entry, asked.request, deps.settings
+    await check_quota(deps, caller)
     await check_room(deps)
     job_id = new_id()
-    replaced = await deps.inputs.stage(refs, job_id)
-    settings = deps.settings
+    replaced = await deps.inputs.stage(asked.refs, job_id)
     whole = _with(request.model_dump(mode="json"), replaced)
     if replaced and entry.split:
         request = entry.request.model_validate(whole)  # so that the parts hold references too
@@ -103,21 +133,21 @@ async def prepare(
         model=entry.name,
         input=whole,
         pool=catalog.pool_of(entry, settings.fake_engines),
-        contract=contract,
+        contract=asked.contract,
         job_id=job_id,
-        webhook_url=wish.webhook_url,
-        priority=wish.priority,
-        metadata=wish.metadata,
-        warnings=(*wish.warnings, *warnings),
-        idempotency=_idempotency(caller, entry, raw, contract, wish),
+        webhook_url=asked.wish.webhook_url,
+        priority=asked.wish.priority,
+        metadata=asked.wish.metadata,
+        warnings=asked.warnings,
         parts=parts,
         queued_timeout_s=settings.queued_timeout_s or entry.queued_timeout_s,
         run_timeout_s=settings.run_timeout_s or entry.run_timeout_s,
+        caller=caller.id if settings.max_unfinished else None,
     )
 
 
-async def _validated(deps: Deps, entry: Entry, raw: Mapping[str, Json], wish: Wish) -> tuple[Any, tuple[str, ...]]:
-    """The typed request and its warnings. What surrounds the input is checked first."""
+async def _checked(deps: Deps, entry: Entry, raw: Mapping[str, Json], contract: str, wish: Wish) -> _Asked:
+    """Everything about a request that needs no I/O. What surrounds the input is checked first."""
     if wish.webhook_url is not None:
         check_url(wish.webhook_url, "webhook_url", deps.guard)
     if wish.priority not in PRIORITIES:
@@ -126,8 +156,11 @@ async def _validated(deps: Deps, entry: Entry, raw: Mapping[str, Json], wish: Wi
         _check_metadata(wish.metadata)
     many = sum(len(v) for v in raw.values() if isinstance(v, list | dict)) > _VALIDATE_OFF_LOOP_ABOVE
     checked = await asyncio.to_thread(catalog.validate, entry, raw) if many else catalog.validate(entry, raw)
-    entry.allow(checked[0], deps.settings)
-    return checked
+    request, warnings = checked
+    entry.allow(request, deps.settings)
+    refs = list(catalog.input_refs(request))
+    deps.inputs.check(refs)
+    return _Asked(entry, raw, contract, wish, request, refs, (*wish.warnings, *warnings))
 
 
 def _check_metadata(metadata: Mapping[str, Json]) -> None:
@@ -143,14 +176,25 @@ def _wrong(path: str, message: str) -> InvalidRequest:
     return InvalidRequest(f"{path}: {message}", details=[Detail(path, message)])
 
 
-def _idempotency(
-    caller: Caller, entry: Entry, raw: Mapping[str, Json], contract: str, wish: Wish
-) -> Idempotency | None:
+def _idempotency(caller: Caller, asked: _Asked) -> Idempotency | None:
+    wish = asked.wish
     if wish.idempotency_key is None:
         return None
-    asked = [contract, entry.name, raw, wish.webhook_url, wish.priority, wish.metadata]
-    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()
+    body = [asked.contract, asked.entry.name, asked.raw, wish.webhook_url, wish.priority, wish.metadata]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     return Idempotency(caller=caller.id, key=wish.idempotency_key, fingerprint=hashlib.sha256(canonical).hexdigest())
+
+
+async def check_quota(deps: Deps, caller: Caller, *, jobs: int = 1) -> None:
+    """Raises TooMany when this many more jobs would be more than one caller may have unfinished.
+
+    Calls at the same moment may pass together: the limit keeps a flood out, it is no exact count.
+    """
+    most = deps.settings.max_unfinished
+    if most and await deps.store.unfinished(caller.id, cap=most) + jobs > most:
+        raise TooMany(
+            f"This API key may have {most} unfinished jobs at once; more are taken when some have ended.", delay_s=10
+        )
 
 
 async def check_room(deps: Deps, *, jobs: int = 1) -> None:
@@ -189,9 +233,8 @@ def _with(whole: dict[str, Json], replaced: Mapping[str, str]) -> dict[str, Json
 
 async def unstage(deps: Deps, submission: Submission) -> None:
     """Delete what `prepare` staged for a submission that became no job."""
-    prefix = f"uploads/{submission.job_id}/"
-    keys = [key async for key, _ in deps.storage.list(prefix)]
-    for key in keys:
+    folder = keys.upload_folder(str(submission.job_id))
+    for key in [key async for key, _ in deps.storage.list(folder)]:
         await deps.storage.delete(key)
 
 
@@ -297,6 +340,15 @@ async def _left(request: Request) -> None:
     """Returns when the caller has closed the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def cancel_and_wait(deps: Deps, job_id: str) -> Job:
+    """Ask for a job's end and wait a moment for it: how it then ended is what the caller is told.
+
+    Raises: NotFound.
+    """
+    edge.note(job_id=job_id)
+    return await wait_for(deps, await deps.store.cancel(job_id), _CANCEL_WAIT_S)
 
 
 def error_of(job: Job) -> MediamillError:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import re
+import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from mediamill import keys
+from mediamill.api.auth import Caller
+from mediamill.api.deps import Deps
 from mediamill.api.errors import WrongContentType
-from mediamill.errors import Detail, InvalidRequest, TooLarge
+from mediamill.errors import Conflict, Detail, InvalidRequest, TooLarge
 from mediamill.inputs.accept import accepted_type
+from mediamill.model import StoredObject
 
 _FLUSH_BYTES = 1024**2
 _FIELDS_BYTES = 256 * 1024
@@ -133,6 +141,44 @@ async def receive(
         path.unlink()
         return None, form.fields
     return Received(form.file_name, path, accepted_type(path, kind="any", field=file_field), size_bytes), form.fields
+
+
+@contextlib.asynccontextmanager
+async def received_form(request: Request, deps: Deps) -> AsyncIterator[tuple[Received | None, dict[str, str]]]:
+    """What `receive` gives, in a scratch folder that goes with the block."""
+    root = deps.settings.scratch_root
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=root) as folder:
+        yield await receive(request, Path(folder), limit_bytes=deps.settings.max_upload_bytes)
+
+
+async def store_upload(deps: Deps, caller: Caller, received: Received, key: str | None) -> tuple[StoredObject, bool]:
+    """Put it under a fresh id, or under the one this caller's idempotency key stands for.
+
+    Returns: What is stored, and whether an earlier call with this key had put it there.
+    Raises: Conflict: that was another file. StorageError.
+    """
+    if key is None:
+        target = keys.upload_folder(str(uuid4())) + received.name
+        return await deps.storage.put(target, received.path, media_type=received.media_type), False
+    secret = await deps.store.secret("uploads")
+    digest = hashlib.sha256(b"\n".join([secret, caller.id.encode(), key.encode()])).digest()
+    folder = keys.upload_folder(str(UUID(bytes=digest[:16])))
+    async for known, _ in deps.storage.list(folder):
+        stored = await deps.storage.stat(known)
+        if not await asyncio.to_thread(_same, received, stored):
+            raise Conflict("This Idempotency-Key was used for another file.")
+        return stored, True
+    return await deps.storage.put(folder + received.name, received.path, media_type=received.media_type), False
+
+
+def _same(received: Received, stored: StoredObject) -> bool:
+    if stored.key.rpartition("/")[2] != received.name or stored.size_bytes != received.size_bytes:
+        return False
+    if not stored.sha256:
+        return True
+    with received.path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == stored.sha256
 
 
 def _parser(boundary: bytes, form: _Form) -> MultipartParser:

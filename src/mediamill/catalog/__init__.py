@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from mediamill import plugins
+from mediamill import keys, plugins
 from mediamill.config import Settings
-from mediamill.errors import Detail, InvalidRequest, NotFound
+from mediamill.errors import Detail, InvalidRequest, Misconfigured, NotFound
 from mediamill.model import Job, Json
 
 MediaKind = Literal["image", "video", "audio", "subtitles", "any"]
@@ -43,6 +43,12 @@ def _plain_folders(value: str) -> str:
         raise ValueError("must not hold control characters or backslashes")
     if any(part in {"", ".", ".."} for part in value.strip("/").split("/")) and value.strip("/"):
         raise ValueError("must be plain folder names joined by '/', without '.' or '..'")
+    if any(len(part.encode()) > keys.MAX_COMPONENT_BYTES for part in value.split("/")):
+        raise ValueError(f"must have folder names of at most {keys.MAX_COMPONENT_BYTES} bytes")
+    if keys.is_own(value):
+        raise ValueError(
+            "must not lie in attempts/, previews/, uploads/, .mediamill/ or a job's own folder of outputs/"
+        )
     return value
 
 
@@ -63,7 +69,7 @@ VideoName = Annotated[str, AfterValidator(_plain_name), Field(max_length=200)]
 def folder_prefix(request: Any) -> str | None:
     """`key_prefix` of an entry whose request has a `path`."""
     folder = (request.path or "").strip("/")
-    return f"{folder}/" if folder else None
+    return f"{folder}/" if folder.strip() else None
 
 
 def folder_warnings(request: Any) -> Sequence[str]:
@@ -86,6 +92,21 @@ class Request(BaseModel):
     model_config = ConfigDict(
         extra="ignore", str_strip_whitespace=False, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Unlike a string of digits, `true` is never meant as 1."""
+        if isinstance(value, bool):
+            types = _types_in(cls.model_fields[str(info.field_name)].annotation)
+            if types & {int, float} and bool not in types:
+                raise ValueError("must be a number")
+        return value
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """An annotation and everything inside its unions, `Annotated` and containers."""
+    return {annotation}.union(*(_types_in(arg) for arg in getattr(annotation, "__args__", ())))
 
 
 @dataclass(frozen=True)
@@ -170,6 +191,14 @@ def engine_of(entry: Entry, fake_engines: Sequence[str]) -> str:
     return "fake" if faked else entry.engine
 
 
+def check_fakes(fake_engines: Sequence[str]) -> None:
+    """Raises Misconfigured for a name in MEDIAMILL_FAKE_ENGINES that no entry has."""
+    unknown = [name for name in fake_engines if name != "all" and name not in load()]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise Misconfigured(f"MEDIAMILL_FAKE_ENGINES names {names}; there are: all, {', '.join(load())}.")
+
+
 def pool_of(entry: Entry, fake_engines: Sequence[str]) -> Pool:
     """The pool whose workers run this entry: fake engines need no GPU."""
     return "cpu" if engine_of(entry, fake_engines) == "fake" else entry.pool
@@ -196,10 +225,10 @@ def details_of(error: ValidationError) -> tuple[Detail, ...]:
 
 def _detail(e: Mapping[str, Any]) -> Detail:
     path = ".".join(str(part) for part in e["loc"]) or "input"
-    message = str(e["msg"]).removeprefix("Value error, ")
-    shown = repr(e.get("input"))
     if e["type"] == "missing":
         return Detail(path, "is required")
+    message = str(e["msg"]).removeprefix("Value error, ")
+    shown = repr(e.get("input"))
     return Detail(path, f"{message} (got {shown if len(shown) <= 80 else shown[:77] + '...'})")  # noqa: PLR2004 - one short line
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from mediamill.catalog import Entry, ImageUrl, KeyFolder, Request, folder_prefix, folder_warnings, register
 from mediamill.config import Settings
@@ -25,22 +25,14 @@ def _text(value: object) -> object:
     return str(int(value)) if float(value).is_integer() else str(value)
 
 
-def _number(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number of seconds")  # noqa: TRY004 - pydantic reports ValueErrors
-    return value
-
-
-class Still(BaseModel):
+class Still(Request):
     """One picture and how long its clip shall be."""
 
     id: Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=200)] = Field(
         description="The caller's name for it; each only once."
     )
     image_url: ImageUrl = Field(description="JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF; at most 50 megapixels.")
-    duracao: Annotated[float, BeforeValidator(_number)] = Field(
-        gt=0, allow_inf_nan=False, description="Length of the clip, seconds."
-    )
+    duracao: float = Field(gt=0, allow_inf_nan=False, description="Length of the clip, seconds.")
 
 
 class Img2VidRequest(Request):

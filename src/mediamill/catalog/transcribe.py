@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from mediamill.catalog import Entry, Request, Source, register
+from mediamill.catalog import Entry, KeyFolder, Request, Source, folder_prefix, folder_warnings, register
 from mediamill.media.karaoke import SubtitleStyle
 
 WhisperModelName = Literal["tiny", "base", "small", "medium", "large-v3", "turbo"]
@@ -41,8 +40,8 @@ class TranscribeRequest(Request):
     url_audio: Annotated[str, Source("any", max_bytes=MAX_MEDIA_BYTES)] = Field(
         description="Audio or video file with speech; any container, at most 4 GiB and 12 hours."
     )
-    path: str | None = Field(
-        default=None, max_length=512, description="Folder (key prefix) for the results; unset: outputs/{job id}/."
+    path: KeyFolder | None = Field(
+        default=None, description="Folder (key prefix) for the results; unset: outputs/{job id}/."
     )
     model: WhisperModelName = Field(default="turbo", description="Size of the Whisper model.")
     language: str | None = Field(
@@ -77,29 +76,10 @@ class TranscribeRequest(Request):
             )
         return code
 
-    @field_validator("path")
-    @classmethod
-    def _key_prefix(cls, value: str | None) -> str | None:
-        if value is None or not value.strip("/ "):
-            return None
-        if any(ord(c) < 32 or ord(c) == 127 for c in value) or "\\" in value:  # noqa: PLR2004 - ASCII control characters
-            raise ValueError("must not hold control characters or backslashes")
-        if any(part in {"..", "."} for part in PurePosixPath(value).parts) or "//" in value.strip("/"):
-            raise ValueError("must be plain folder names joined by '/', without '.' or '..'")
-        return value
-
 
 def _warnings(request: TranscribeRequest) -> Sequence[str]:
-    said: list[str] = []
-    if request.path and request.path.startswith("/"):
-        said.append("path: the leading slash was left out.")
-    if not request.word_timestamps:
-        said.append("word_timestamps is false: words.json is empty and karaoke.ass is timed by line.")
-    return said
-
-
-def _prefix(request: Any) -> str | None:
-    return f"{request.path.strip('/')}/" if request.path else None
+    untimed = "word_timestamps is false: words.json is empty and karaoke.ass is timed by line."
+    return (*folder_warnings(request), *(() if request.word_timestamps else (untimed,)))
 
 
 register(
@@ -110,7 +90,7 @@ register(
         engine="whisper",
         output_kind="json",
         run_timeout_s=6 * 3600.0,
-        key_prefix=_prefix,
+        key_prefix=folder_prefix,
         warn=_warnings,
         examples=(
             {"url_audio": "https://example.com/talk.mp3", "path": "Project/Video/captions/", "language": "pt"},

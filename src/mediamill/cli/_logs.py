@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _QUIET = ("asyncio", "asyncpg", "aiohttp.access", "httpx", "httpcore", "uvicorn", "PIL", "multipart", "filelock")
 """Libraries whose own lines say nothing to who runs the service; their warnings are kept."""
+
+
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What would end the line, or move a terminal's cursor."""
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
 
 
 class Lines(logging.Formatter):
@@ -20,7 +29,7 @@ class Lines(logging.Formatter):
         stamp = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z"
         line = f"{stamp} {record.levelname} {record.name} {record.getMessage()}"
         given = (f"{name}={value}" for name, value in vars(record).items() if name not in _STANDARD)
-        facts = " ".join(fact for fact in given if fact not in line)
+        facts = _BREAKS.sub(_escaped, " ".join(fact for fact in given if fact not in line))
         line = f"{line} {facts}" if facts else line
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

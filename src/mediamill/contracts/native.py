@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mediamill import catalog
 from mediamill.contracts import percent, phrase, when
@@ -19,6 +19,12 @@ _OWN_INPUT_CHARS = 4096
 _AROUND_INPUT = frozenset({"model", "webhook_url", "priority", "metadata"})
 
 
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")  # noqa: TRY004 - pydantic reports ValueErrors
+    return value
+
+
 class JobRequest(BaseModel):
     """What `POST /v1/jobs` takes."""
 
@@ -27,7 +33,7 @@ class JobRequest(BaseModel):
     model: Annotated[str, Field(description="Catalog name of the model or operation.", examples=["fake"])]
     input: Annotated[dict[str, Any], Field(description="The model's own fields; see GET /v1/models.")] = {}
     webhook_url: Annotated[str | None, Field(description="Told once when the job has ended.")] = None
-    priority: Annotated[int, Field(ge=-100, le=100, strict=True, description="Higher goes first.")] = 0
+    priority: Annotated[int, BeforeValidator(_no_flag), Field(ge=-100, le=100, description="Higher goes first.")] = 0
     metadata: Annotated[
         dict[str, Any] | None, Field(description="Returned as it came; at most 16 KiB; filter lists by it.")
     ] = None

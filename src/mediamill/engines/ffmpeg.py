@@ -101,7 +101,7 @@ class _Batch:
         out = self.scratch / clip_name(self.request.start_index, position)
 
         def count(n: int) -> None:
-            self.done[position] = n
+            self.done[position] = max(n, self.done[position])  # a clip that begins again in software goes not back
 
         with self.decoding:
             if self.stop.is_set():

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from yarl import URL
 
+from mediamill import keys
 from mediamill.errors import Detail, InvalidRequest, TooLarge
 from mediamill.inputs.guard import UrlGuard
 from mediamill.model import Storage
@@ -53,7 +54,7 @@ def key_in(value: str, field: str) -> str:
     except InvalidRequest as error:
         message = f"{_shown(value)} names no stored file; accepted: what POST /v1/files returned, file:uploads/..."
         raise _wrong(field, message) from error
-    if key.startswith("attempts/"):
+    if key.startswith(f"{keys.ATTEMPTS}/"):
         raise _wrong(field, f"{_shown(value)} is unfinished work of a job")
     return key
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from mediamill import keys
 from mediamill.catalog import InputRef
-from mediamill.durable import link_or_copy
+from mediamill.durable import FULL, link_or_copy
 from mediamill.errors import (
     Detail,
     InputError,
@@ -33,7 +33,6 @@ from mediamill.model import InputFile, JobError, Storage
 from mediamill.storage import OnDisk
 
 FETCHES_AT_ONCE = 8
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _COULD_NOT_BE_HAD = (InputError, InvalidRequest, TooLarge, NotFound)
 _SUFFIX = {
     "image/jpeg": ".jpg",
@@ -259,7 +258,7 @@ class Inputs:
             file.flush()
             media_type = await asyncio.to_thread(accepted_type, part, kind=ref.source.kind, field=ref.field)
             sha256 = hashlib.sha256(content).hexdigest()
-            key = f"uploads/{job_id}/{sha256}{_suffix(media_type)}"
+            key = f"{keys.upload_folder(job_id)}{sha256}{_suffix(media_type)}"
             await self._storage.put(key, part, media_type=media_type)
             if not isinstance(self._storage, OnDisk):
                 await asyncio.to_thread(self._cache.add, part, sha256)
@@ -309,6 +308,6 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StorageRefused("The disk of the input files has no room left: free some space.") from error
         raise StorageUnavailable(f"An input file could not be written: {error.strerror}.") from error

@@ -18,6 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from mediamill import keys
+from mediamill.durable import FULL
 from mediamill.errors import (
     Cancelled,
     Crashed,
@@ -41,9 +43,11 @@ IDLE_BEAT_S = 0.5
 """Without progress: what a lost notification costs a cancel."""
 CANCEL_SHOWN_S = 1.5
 """After this the caller sees `cancelled`, even while a child still uses up a longer grace time."""
+LET_OUT_S = 1.0
+"""A result that is being published may still get out whole this long after a cancel; then the job has succeeded."""
 PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 DISK_PAUSE_S = 30.0
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_NO_ROOM = FULL | {errno.EROFS}
 
 T = TypeVar("T")
 
@@ -90,7 +94,7 @@ class Carry:
     _latest: Progress | None = None
     _performed: Performed | None = None
     _unowned: bool = False
-    """Whether objects may lie under final keys that the job's row does not name."""
+    """Whether objects may lie under final keys that the job's row does not name: publishing has begun."""
     _phases: Phases = field(default_factory=Phases)
 
     async def run(self) -> None:
@@ -122,6 +126,8 @@ class Carry:
         beating = asyncio.create_task(self._beat())
         try:
             await asyncio.wait({working, broken_off}, return_when=asyncio.FIRST_COMPLETED)
+            if self._unowned and self.interrupt is Interrupt.CANCEL:
+                await asyncio.wait({working}, timeout=LET_OUT_S)
             if not working.done():
                 await self._break_off(working, beating)
                 return
@@ -143,7 +149,6 @@ class Carry:
             scratch=self._folder,
             on_progress=self._note,
         )
-        self._unowned = True
         return await publish(self._performed, tools.storage, still_ours=self._still_ours)
 
     def _note(self, progress: Progress) -> None:
@@ -152,12 +157,15 @@ class Carry:
             self._phases.enter(progress.phase)
 
     async def _still_ours(self) -> None:
-        """Asked immediately before publishing; what a process heard before it was frozen is worth nothing."""
+        """Asked immediately before each few copies; what a process heard before it was frozen is worth nothing."""
         owned = await self._insist(lambda: self.tools.store.owned(self.taken.job.id, self.taken.attempt))
         if not owned.owned:
             raise LeaseLost
+        if owned.cancel_requested and not self._unowned:
+            raise Cancelled
         if not owned:  # the answer was too long under way
             await self._still_ours()
+        self._unowned = True
 
     async def _beat(self) -> None:
         """Write progress, keep the lease, hear of a cancel: one statement, at most four times a second."""
@@ -309,27 +317,39 @@ class Carry:
     async def _clean(self) -> None:
         """Delete this attempt's staged files, and published ones that turned out to belong to nobody."""
         performed, storage = self._performed, self.tools.storage
-        prefix = f"attempts/{self.taken.job.id}/{self.taken.attempt}"
+        folder = keys.attempt_folder(self.taken.job.id, self.taken.attempt)
         try:
             if performed is not None:
                 await discard(performed, storage)
                 if self._unowned:
                     await self._delete_unowned(performed)
             elif self._latest is not None:
-                for key in [key async for key, _ in storage.list(prefix)]:
+                for key in [key async for key, _ in storage.list(folder)]:
                     await storage.delete(key)
         except MediamillError as error:
             _log.info("left to the sweep: %s", error.message, extra=self._facts)
 
     async def _delete_unowned(self, performed: Performed) -> None:
         """Final objects of a job that ended without them. A live job's are left: its next attempt replaces them."""
-        own = f"outputs/{self.taken.job.id}/"
-        keys = {s.artifact.key for s in performed.staged if s.artifact.key.startswith(own)}
+        job_id, storage = self.taken.job.id, self.tools.storage
         with contextlib.suppress(NotFound):
-            job = await self._store.get(self.taken.job.id)
-            if job.status.ended and job.status is not Status.SUCCEEDED:
-                for key in keys:
-                    await self.tools.storage.delete(key)
+            job = await self._store.get(job_id)
+            if not job.status.ended or job.status is Status.SUCCEEDED:
+                return
+            artifacts = [staged.artifact for staged in performed.staged]
+            others = await self._store.named_by_others([a.key for a in artifacts], than=[job_id])
+            for artifact in artifacts:
+                if artifact.key not in others and await self._is_there(artifact):
+                    await storage.delete(artifact.key)
+
+    async def _is_there(self, artifact: Artifact) -> bool:
+        """Whether its key still holds these bytes, and not those of another job that names the same folder."""
+        try:
+            stored = await self.tools.storage.stat(artifact.key)
+        except NotFound:
+            return False
+        in_own_folder = artifact.key.startswith(keys.output_folder(self.taken.job.id))
+        return in_own_folder or stored.sha256 == artifact.sha256
 
 
 async def _end_task(task: asyncio.Task[T]) -> None:

@@ -95,6 +95,7 @@ class Plan:
             part,
             0 if parent_id is not None else len(self.part_ids),
             self.batch_id if parent_id is None else None,
+            s.caller if parent_id is None else None,
         )
 
 
@@ -108,16 +109,33 @@ async def claim_key(
     connection: Connection, rules: Rules, key: Idempotency, *, job_id: UUID | None, batch_id: UUID | None
 ) -> Record | None:
     """None: the key is ours now. Else the row of whoever had it before. Raises Conflict for another fingerprint."""
-    values = (_indexable(key.caller), _indexable(key.key))
     ours = await connection.fetchval(
-        SQL["claim_key"], *values, clean_text(key.fingerprint), job_id, batch_id, rules.idempotency_s
+        SQL["claim_key"],
+        _indexable(key.caller),
+        _indexable(key.key),
+        clean_text(key.fingerprint),
+        job_id,
+        batch_id,
+        rules.idempotency_s,
     )
     if ours:
         return None
-    row = await connection.fetchrow(SQL["get_key"], *values)
-    if row is None or row["fingerprint"] != clean_text(key.fingerprint):
-        raise Conflict(f"The idempotency key {key.key[:80]!r} was used before with another request.")
+    row = await made_before(connection, rules, key)
+    if row is None:
+        raise _used_before(key)
     return row
+
+
+async def made_before(connection: Connection, rules: Rules, key: Idempotency) -> Record | None:
+    """What the key made within its day, if anything. Raises Conflict for another fingerprint."""
+    row = await connection.fetchrow(SQL["get_key"], _indexable(key.caller), _indexable(key.key), rules.idempotency_s)
+    if row is not None and row["fingerprint"] != clean_text(key.fingerprint):
+        raise _used_before(key)
+    return row
+
+
+def _used_before(key: Idempotency) -> Conflict:
+    return Conflict(f"The idempotency key {key.key[:80]!r} was used before with another request.")
 
 
 def _indexable(text: str) -> str:

@@ -33,7 +33,8 @@ WHERE idempotency.created_at < clock_timestamp() - make_interval(secs => $6)
 RETURNING true
 
 -- name: get_key
-SELECT fingerprint, job_id, batch_id FROM idempotency WHERE caller = $1 AND key = $2
+SELECT fingerprint, job_id, batch_id FROM idempotency
+WHERE caller = $1 AND key = $2 AND created_at >= clock_timestamp() - make_interval(secs => $3)
 
 -- name: insert_batch
 INSERT INTO batch (id, contract, webhook_url, metadata, pending) VALUES ($1, $2, $3, $4, $5)
@@ -41,9 +42,9 @@ INSERT INTO batch (id, contract, webhook_url, metadata, pending) VALUES ($1, $2,
 -- name: insert_job
 INSERT INTO job AS j (
     id, model, contract, pool, lane, priority, input, metadata, warnings, webhook_url, queued_timeout_s, run_timeout_s,
-    sealed, queue_id, parent_id, part, parts, pending, batch_id, queue_deadline_at
+    sealed, queue_id, parent_id, part, parts, pending, batch_id, caller, queue_deadline_at
 ) VALUES (
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17, $18,
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17, $18, $19,
     clock_timestamp() + make_interval(secs => $11)
 )
 RETURNING {envelope}, CASE WHEN j.parts = 0 THEN pg_notify('mediamill_work', j.pool) END
@@ -87,6 +88,11 @@ SELECT (
         ORDER BY (-priority), queue_id LIMIT $2
     ) ahead
 ) FROM place
+
+-- name: count_unfinished
+SELECT count(*) FROM (
+    SELECT FROM job WHERE caller = $1 AND parent_id IS NULL AND status IN ('queued', 'running') LIMIT $2
+) unfinished
 
 -- name: count_queued
 SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND parts = 0 LIMIT $1) waiting
@@ -228,6 +234,11 @@ WHERE j.parent_id IS NULL AND j.finished_at < clock_timestamp() - make_interval(
         SELECT FROM webhook w WHERE w.job_id = j.id AND w.delivered_at IS NULL AND w.gave_up_at IS NULL
     )
 ORDER BY j.finished_at LIMIT $2
+
+-- name: named_by_others
+-- Only a folder that a caller named can hold the results of several jobs.
+SELECT DISTINCT key FROM artifact
+WHERE key = ANY($1::text[]) AND key !~ '^outputs/[0-9a-f-]{32,36}/' AND job_id <> ALL($2::uuid[])
 
 -- name: forget
 DELETE FROM job WHERE id = ANY($1::uuid[]) AND finished_at IS NOT NULL AND parent_id IS NULL

@@ -83,6 +83,8 @@ class Submission:
     """What stays loaded between jobs; None: the model."""
     sealed: bytes | None = None
     """The caller's secrets for this job, encrypted by whoever submits it; erased with the job's end."""
+    caller: str | None = None
+    """As in Idempotency, where `unfinished` jobs are to be counted by it."""
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,20 @@ class JobStore:
                     return job
                 await changed.wait(min(left_s, _REREAD_S))
 
+    async def made_by(self, key: Idempotency) -> Job | None:
+        """The job that an earlier call with this key made, so that a repeat asks for nothing.
+
+        Raises: Conflict as `submit`.
+        """
+        async with self.database.connection() as connection:
+            row = await making.made_before(connection, self.rules, key)
+            return None if row is None else await self._get(connection, _made_before(row["job_id"], key))
+
+    async def unfinished(self, caller: str, *, cap: int) -> int:
+        """How many jobs that were submitted as this caller's have not ended; counting stops at `cap`."""
+        async with self.database.connection() as connection:
+            return int(await connection.fetchval(SQL["count_unfinished"], caller, cap))
+
     async def queue_depth(self, *, cap: int) -> int:
         """How many jobs wait; counting stops at `cap`."""
         async with self.database.connection() as connection:
@@ -418,6 +432,12 @@ class JobStore:
         None lists nothing.
         """
         return await upkeep.prune(self.database, self.rules, ended_before_s=ended_before_s, limit=limit)
+
+    async def named_by_others(self, storage_keys: Collection[str], *, than: Collection[str]) -> set[str]:
+        """Those of the keys that jobs other `than` these have as results, too: bytes that must stay."""
+        async with self.database.connection() as connection:
+            own = [parse_id(i) for i in than]
+            return {row["key"] for row in await connection.fetch(SQL["named_by_others"], list(storage_keys), own)}
 
     async def forget(self, job_ids: Collection[str]) -> int:
         """Delete ended jobs with their parts; returns how many (parts not counted)."""

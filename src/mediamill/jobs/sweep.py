@@ -14,11 +14,12 @@ import random
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from mediamill import keys
 from mediamill.errors import MediamillError, NotFound, StoreUnavailable
 from mediamill.jobs.store import JobStore
 from mediamill.model import Job, Storage
@@ -32,6 +33,8 @@ PREVIEWS_KEPT_S = 86_400.0
 UPLOADS_KEPT_S = 2 * 86_400.0
 """At least: a job may wait for a day before it reads them."""
 _BATCH = 100
+_ENOUGH = 5
+"""Deletes that fail in a row before a sweep is broken off."""
 _JOB_FOLDER = re.compile(r"(?P<kind>attempts|outputs)/(?P<job>[0-9a-f-]{32,36})/(?P<rest>.+)")
 
 
@@ -71,33 +74,43 @@ class Sweeper:
     async def sweep(self) -> None:
         """Scratch folders of dead workers, the queue's log, and everything older than the retention."""
         await asyncio.to_thread(remove_abandoned, self.scratch_root)
-        while jobs := await self.store.prune(ended_before_s=self.retention_s or None, limit=_BATCH):
-            for job in jobs:
-                await self._delete_bytes(job)
-            forgotten = await self.store.forget([job.id for job in jobs if job.parent_id is None])
-            _log.info("%d ended jobs are past their retention and gone", forgotten)
-            if not forgotten:
+        bin_ = _Bin(self.storage)
+        stuck: set[str] = set()
+        while True:
+            found = await self.store.prune(ended_before_s=self.retention_s or None, limit=_BATCH + len(stuck))
+            due = [job for job in found if _family(job) not in stuck]
+            if not due:
                 return
+            stuck |= await self._delete_bytes(due, bin_)
+            gone = {_family(job) for job in due} - stuck
+            _log.info("%d ended jobs are past their retention and gone", await self.store.forget(gone))
 
     async def sweep_strays(self) -> None:
         """Objects that no job names: of attempts that are over, old previews, old uploads."""
-        await self._sweep_attempts()
-        await self._sweep_unnamed()
-        await self._delete_older("previews", PREVIEWS_KEPT_S)
+        bin_ = _Bin(self.storage)
+        await self._sweep_attempts(bin_)
+        await self._sweep_unnamed(bin_)
+        await self._delete_older(keys.PREVIEWS, PREVIEWS_KEPT_S, bin_)
         if self.retention_s:
-            await self._delete_older("uploads", max(self.retention_s, UPLOADS_KEPT_S))
+            await self._delete_older(keys.UPLOADS, max(self.retention_s, UPLOADS_KEPT_S), bin_)
 
-    async def _delete_bytes(self, job: Job) -> None:
-        for artifact in job.artifacts:
-            await self.storage.delete(artifact.key)
-        for folder in (f"uploads/{job.id}", f"previews/{job.id}", f"attempts/{job.id}"):
-            for key in [key async for key, _ in self.storage.list(folder)]:
-                await self.storage.delete(key)
+    async def _delete_bytes(self, jobs: Sequence[Job], bin_: _Bin) -> set[str]:
+        """Delete everything of these jobs but what later ones put in its place; returns the families not rid of."""
+        named = {artifact.key for job in jobs for artifact in job.artifacts}
+        kept = await self.store.named_by_others(named, than=[job.id for job in jobs])
+        stuck = set()
+        for job in jobs:
+            own = [artifact.key for artifact in job.artifacts if artifact.key not in kept]
+            for folder in (keys.upload_folder(job.id), keys.preview_folder(job.id), f"{keys.ATTEMPTS}/{job.id}"):
+                own += [key async for key, _ in self.storage.list(folder)]
+            if not all([await bin_.delete(key) for key in own]):
+                stuck.add(_family(job))
+        return stuck
 
-    async def _sweep_attempts(self) -> None:
+    async def _sweep_attempts(self, bin_: _Bin) -> None:
         """Staged files are wanted only by the running attempt that staged them."""
         jobs: dict[str, Job | None] = {}
-        async for found, key, modified_at in self._job_objects("attempts"):
+        async for found, key, modified_at in self._job_objects(keys.ATTEMPTS):
             job_id, rest = found["job"], found["rest"]
             if job_id not in jobs:
                 jobs[job_id] = await self._job(job_id)
@@ -108,12 +121,12 @@ class Sweeper:
             else:
                 over = job.status.ended or (number.isdecimal() and int(number) < job.attempt)
             if over:
-                await self.storage.delete(key)
+                await bin_.delete(key)
 
-    async def _sweep_unnamed(self) -> None:
+    async def _sweep_unnamed(self, bin_: _Bin) -> None:
         """Published files of a job that then ended without them: its worker died between the two."""
         jobs: dict[str, Job | None] = {}
-        async for found, key, modified_at in self._job_objects("outputs"):
+        async for found, key, modified_at in self._job_objects(keys.OUTPUTS):
             if _age_s(modified_at) > 2 * STRAYS_EVERY_S + self.stray_after_s:
                 continue  # seen by an earlier sweep
             if found["job"] not in jobs:
@@ -121,7 +134,7 @@ class Sweeper:
             job = jobs[found["job"]]
             named = job is None or key in {artifact.key for artifact in job.artifacts}
             if job is not None and job.status.ended and not named and _ended_s(job) > self.stray_after_s:
-                await self.storage.delete(key)
+                await bin_.delete(key)
 
     async def _job_objects(self, kind: str) -> AsyncIterator[tuple[re.Match[str], str, datetime]]:
         async for key, modified_at in self.storage.list(kind):
@@ -134,10 +147,35 @@ class Sweeper:
             return await self.store.get(job_id)
         return None
 
-    async def _delete_older(self, folder: str, than_s: float) -> None:
+    async def _delete_older(self, folder: str, than_s: float, bin_: _Bin) -> None:
         async for key, modified_at in self.storage.list(folder):
             if _age_s(modified_at) > than_s:
-                await self.storage.delete(key)
+                await bin_.delete(key)
+
+
+@dataclass
+class _Bin:
+    """Deletes one object after another; one that cannot be deleted holds up no other."""
+
+    storage: Storage
+    failed_in_a_row: int = 0
+
+    async def delete(self, key: str) -> bool:
+        """Whether it is gone. Raises its error when several could not be deleted in a row: then none can."""
+        try:
+            await self.storage.delete(key)
+        except (MediamillError, OSError) as error:
+            self.failed_in_a_row += 1
+            if self.failed_in_a_row >= _ENOUGH:
+                raise
+            _log.warning("an object cannot be deleted and is tried again by the next sweep: %s: %s", key, error)
+            return False
+        self.failed_in_a_row = 0
+        return True
+
+
+def _family(job: Job) -> str:
+    return job.parent_id or job.id
 
 
 def _age_s(moment: datetime) -> float:

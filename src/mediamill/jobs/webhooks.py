@@ -118,14 +118,12 @@ def message_id(row_id: UUID) -> str:
     return f"msg_{row_id.hex}"
 
 
-async def signers(settings: Settings, store: JobStore) -> tuple[Signer, ...]:
-    """Who signs: the configured secrets (two while one is replaced by another), or the one kept in the database.
+def configured_secrets(settings: Settings) -> list[str]:
+    """The secrets in the settings: two while one is replaced by another, none when the store's own signs.
 
     Raises: Misconfigured for a secret that is not `whsec_` and base64 of at least 24 bytes.
     """
     given = settings.webhook_secret.get_secret_value().replace(",", " ").split() if settings.webhook_secret else []
-    if not given:
-        given = [_SECRET_PREFIX + base64.b64encode(await store.secret("webhook")).decode()]
     for secret in given:
         try:
             key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
@@ -133,7 +131,18 @@ async def signers(settings: Settings, store: JobStore) -> tuple[Signer, ...]:
             key = b""
         if len(key) < 24:  # noqa: PLR2004 - Standard Webhooks asks for 24 to 64 bytes
             raise Misconfigured("MEDIAMILL_WEBHOOK_SECRET must be whsec_ and base64 of 24 to 64 random bytes.")
-    return tuple(Signer(secret) for secret in given)
+    return given
+
+
+async def made_secret(store: JobStore) -> str:
+    """The secret that signs where none is configured, kept in the database."""
+    return _SECRET_PREFIX + base64.b64encode(await store.secret("webhook")).decode()
+
+
+async def signers(settings: Settings, store: JobStore) -> tuple[Signer, ...]:
+    """Who signs. Raises Misconfigured as `configured_secrets`."""
+    secrets = configured_secrets(settings) or [await made_secret(store)]
+    return tuple(Signer(secret) for secret in secrets)
 
 
 @dataclass(frozen=True)
@@ -373,4 +382,13 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-__all__ = ["Deliveries", "Delivery", "Try", "Webhooks", "message_id", "signers"]
+__all__ = [
+    "Deliveries",
+    "Delivery",
+    "Try",
+    "Webhooks",
+    "configured_secrets",
+    "made_secret",
+    "message_id",
+    "signers",
+]

@@ -19,16 +19,16 @@ from uuid import UUID, uuid4
 
 from mediamill.config import Settings
 from mediamill.errors import Misconfigured, StorageError, StoreUnavailable
-from mediamill.inputs import Inputs, UrlGuard
+from mediamill.inputs import UrlGuard
 from mediamill.jobs.carry import PAUSES_S, Carry, Interrupt, SlotProvider, Tools
 from mediamill.jobs.events import Wake
+from mediamill.jobs.files import opened_files
 from mediamill.jobs.store import JobStore, Rules, Taken
 from mediamill.jobs.sweep import Sweeper, scratch_folder
 from mediamill.jobs.webhooks import Webhooks, signers
 from mediamill.model import Storage
 from mediamill.perform import InputSource
 from mediamill.providers import local
-from mediamill.storage import open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -255,31 +255,20 @@ async def opened(settings: Settings, *, pool: str, stop: asyncio.Event) -> Async
             yield None
             return
         await stack.enter_async_context(store)
-        secret = settings.url_secret.get_secret_value().encode() if settings.url_secret else await store.secret("url")
         public_url = settings.public_url or f"http://{settings.host}:{settings.port}"
-        storage = open_storage(settings, public_url=public_url, secret=secret)
-        stack.push_async_callback(storage.close)
-        guards = UrlGuard(settings.fetch_allow), UrlGuard(settings.fetch_allow)
-        for guard in guards:
-            stack.push_async_callback(guard.close)
-        inputs = Inputs(
-            cache_dir=settings.data_dir / "cache",
-            storage=storage,
-            guard=guards[0],
-            cache_bytes=settings.cache_bytes,
-            timeout_s=settings.fetch_timeout_s,
-        )
-        stack.push_async_callback(inputs.close)
+        files = await stack.enter_async_context(opened_files(settings, store, public_url=public_url))
+        guard = UrlGuard(settings.fetch_allow)
+        stack.push_async_callback(guard.close)
         webhooks = Webhooks(
             store,
-            storage=storage,
-            guard=guards[1],
+            storage=files.storage,
+            guard=guard,
             signers=await signers(settings, store),
             timeout_s=settings.webhook_timeout_s,
         )
         sweeper = Sweeper(
             store,
-            storage,
+            files.storage,
             settings.scratch_root,
             retention_s=settings.retention_s,
             stray_after_s=10 * settings.lease_s,
@@ -287,8 +276,8 @@ async def opened(settings: Settings, *, pool: str, stop: asyncio.Event) -> Async
         yield WorkerDeps(
             settings=settings,
             store=store,
-            storage=storage,
-            inputs=inputs,
+            storage=files.storage,
+            inputs=files.inputs,
             provider=lambda: local.create(settings, pool=pool),
             webhooks=webhooks,
             sweeper=sweeper,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mediamill.errors import EngineFailed, UnsupportedMedia
 from mediamill.media.encoders import EncoderChoice, Quality, software
 from mediamill.media.facts import MediaFacts
-from mediamill.media.probe import probe
+from mediamill.media.probe import probe, reason_of
 
 Pixels = npt.NDArray[np.uint8]
 Samples = npt.NDArray[Any]
@@ -84,7 +84,7 @@ class VideoWriter:
                 self._audio.codec_context.layout = sound.layout  # else mono is spread over two channels, 3 dB quieter
             context.open()
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise EngineFailed(f"The encoder {encoder.name} does not start: {error}.") from error
+            raise EngineFailed(f"The encoder {encoder.name} does not start: {reason_of(error)}.") from error
 
     def __enter__(self) -> Self:
         """Nothing to do: the file is open."""
@@ -155,7 +155,7 @@ class VideoWriter:
         try:
             self._container.mux(stream.encode(frame))
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise EngineFailed(f"The encoder {self._encoder.name} failed: {error}.") from error
+            raise EngineFailed(f"The encoder {self._encoder.name} failed: {reason_of(error)}.") from error
 
 
 def _as_float_channels(samples: Samples) -> npt.NDArray[np.float32]:

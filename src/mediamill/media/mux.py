@@ -20,7 +20,7 @@ from mediamill.media import audio as sound
 from mediamill.media.burn import Tool, encode, to_bt709
 from mediamill.media.encoders import choose
 from mediamill.media.ffmpeg import input_args
-from mediamill.media.probe import AudioTrack, Container, VideoTrack, inspect, opened
+from mediamill.media.probe import AudioTrack, Container, VideoTrack, inspect, opened, reason_of
 
 _COPIED_FROM = frozenset({"mov", "matroska", "flv"})
 """Demuxers that give H.264 and AAC the way MP4 wants them, with true timestamps."""
@@ -76,7 +76,7 @@ def add_audio(
     try:
         _mux((video_path, pictures), (audio_path, sounds), out, made, tool.cancelled or threading.Event())
     except (av.error.FFmpegError, OSError) as error:
-        raise EngineFailed(f"The streams cannot be put together: {getattr(error, 'strerror', error)}.") from error
+        raise EngineFailed(f"The streams cannot be put together: {reason_of(error)}.") from error
     end_presentation(out, duration_s)
     _check(inspect(out), made)
     return made

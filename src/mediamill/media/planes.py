@@ -139,16 +139,27 @@ def _resize(
     top = round(down.start - lead_y * down.step) + source.pad_px
     if left < 0 or top < 0:
         return False
+    step_x = _centred_step(across, lead_x, left - source.pad_px, width_px)
+    step_y = _centred_step(down, lead_y, top - source.pad_px, height_px)
     # resize keeps to fx and fy exactly only where it may choose its size itself; a few samples too many are cut off
     right = left + math.ceil((lead_x + width_px + _TAIL_SAMPLES) * across.step)
     bottom = top + math.ceil((lead_y + height_px + _TAIL_SAMPLES) * down.step)
     region = source.padded[top:bottom, left:right]
-    early = cv2.resize(region, None, fx=1 / across.step, fy=1 / down.step, interpolation=_KERNELS[kernel])
+    early = cv2.resize(region, None, fx=1 / step_x, fy=1 / step_y, interpolation=_KERNELS[kernel])
     window = early[lead_y : lead_y + height_px, lead_x : lead_x + width_px]
     if window.shape != out.shape:
         return False
     np.copyto(out, window)
     return True
+
+
+def _centred_step(along: Axis, lead: int, begin: int, count: int) -> float:
+    """The step with which sampling from that whole pixel is exact in the middle of the row, not at its start.
+
+    What is left of the rounding is then no shift of the whole picture but a change of scale by some millionths.
+    """
+    middle = along.start + count / 2 * along.step
+    return (middle - begin) / (lead + count / 2)
 
 
 @cache

@@ -152,8 +152,16 @@ def inspect(path: Path, sniffed: Sniffed | None = None) -> Container:
     try:
         with opened(path, sniffed.demuxer) as container:
             tallies = _tally(container)
-            video = [_video(s, tallies[s.index], sniffed) for s in container.streams.video if not _is_cover(s)]
-            audio = [_audio(s, tallies[s.index], sniffed) for s in container.streams.audio if s.codec_context]
+            video = [
+                _video(s, tallies[s.index], sniffed)
+                for s in container.streams.video
+                if s.index in tallies and not _is_cover(s)
+            ]
+            audio = [
+                _audio(s, tallies[s.index], sniffed)
+                for s in container.streams.audio
+                if s.index in tallies and s.codec_context
+            ]
             subtitles = len(container.streams.subtitles)
         tags = [_first_picture(path, sniffed, track) for track in video[:1]]
     except (av.error.FFmpegError, OSError) as error:
@@ -179,7 +187,7 @@ def _tally(container: Any) -> dict[int, _Tally]:
     for packet in container.demux():
         if packet.size == 0:
             continue
-        tally = tallies[packet.stream_index]
+        tally = tallies.setdefault(packet.stream_index, _Tally())  # some containers add streams on the way
         tally.all_packets += 1
         if packet.is_discard:
             continue

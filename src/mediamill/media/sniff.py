@@ -108,12 +108,15 @@ def sniff_bytes(head: bytes) -> Sniffed:
 
 
 def _mpeg_audio(head: bytes) -> Sniffed | None:
-    """ADTS has layer bits 00; MPEG audio has a layer, a bit rate and a sample rate that exist."""
+    """ADTS has layer bits 00; MPEG audio is of layer 2 or 3, with a bit rate and a sample rate that exist.
+
+    Nobody has files of layer 1, whose first bytes are those of any text in UTF-16.
+    """
     if len(head) < 4 or head[0] != 0xFF:  # noqa: PLR2004 - twelve sync bits
         return None
     if head[1] & 0xF6 == 0xF0:  # noqa: PLR2004 - sync, layer 0
         return _ADTS
-    if head[1] & 0xE0 == 0xE0 and head[1] & 0x06 and head[2] & 0xF0 != 0xF0 and head[2] & 0x0C != 0x0C:  # noqa: PLR2004
+    if head[1] & 0xE0 == 0xE0 and head[1] & 0x06 in {0x02, 0x04} and head[2] & 0xF0 != 0xF0 and head[2] & 0x0C != 0x0C:  # noqa: PLR2004
         return _MP3
     return None
 

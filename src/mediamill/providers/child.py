@@ -26,7 +26,8 @@ from typing import Any, BinaryIO
 import psutil
 
 from mediamill import plugins
-from mediamill.errors import Cancelled, EngineFailed, MediamillError, OutOfMemory, UnsupportedMedia
+from mediamill.durable import FULL
+from mediamill.errors import Cancelled, Crashed, EngineFailed, MediamillError, OutOfMemory, UnsupportedMedia
 from mediamill.media import probe
 from mediamill.model import Engine, EngineContext, Event, MediaFacts, OutputData, OutputFile, Progress
 from mediamill.providers import _wire as wire
@@ -71,10 +72,13 @@ class Child:
         except MemoryError:
             message = "There was not enough memory for this request: lower its size, length or number of pictures."
             self._end(run, error=OutOfMemory(message))
+        except OSError as error:
+            if error.errno in FULL:  # charged like a crash: work that fills the disk must not do so for ever
+                self._end(run, error=Crashed("There was no room left on the disk for the files of this work."))
+            else:
+                self._end_unexpectedly(run, command, error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge of a job: an engine may raise anything
-            sentence = f"The {command['engine']} engine failed unexpectedly ({type(error).__name__})."
-            tail = "".join(traceback.format_exception(error)).splitlines()[-wire.LOG_LINES :]
-            self._end(run, error=EngineFailed(sentence, log_tail="\n".join(tail)))
+            self._end_unexpectedly(run, command, error)
 
     def _run(self, run: Run, command: Mapping[str, Any]) -> None:
         work = wire.work_from(command["work"])
@@ -96,6 +100,11 @@ class Child:
             engine: Engine = plugins.load("engines", name).create(self.settings)
             self.engines[name] = engine
         return self.engines[name]
+
+    def _end_unexpectedly(self, run: Run, command: Mapping[str, Any], error: BaseException) -> None:
+        sentence = f"The {command['engine']} engine failed unexpectedly ({type(error).__name__})."
+        tail = "".join(traceback.format_exception(error)).splitlines()[-wire.LOG_LINES :]
+        self._end(run, error=EngineFailed(sentence, log_tail="\n".join(tail)))
 
     def _end(self, run: Run, *, error: MediamillError | None) -> None:
         held = sorted({name for engine in self.engines.values() for name in engine.held()})

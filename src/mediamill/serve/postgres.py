@@ -71,6 +71,20 @@ class _User:
             os.chown(path, self.uid, self.gid)
 
 
+def url_of_running(folder: Path) -> str | None:
+    """URL of the database of the server that runs in `folder` now; None when there is none.
+
+    Only its user and root can use it.
+    """
+    try:
+        pid, _, _, _, socket_folder = (folder / "data" / "postmaster.pid").read_text().splitlines()[:5]
+    except (OSError, ValueError):
+        return None
+    if not psutil.pid_exists(int(pid)) or not (Path(socket_folder) / _SOCKET_NAME).exists():
+        return None
+    return f"postgresql://postgres@/postgres?host={quote(socket_folder, safe='/')}"
+
+
 class EmbeddedPostgres:
     """A PostgreSQL server in one folder: `data/` its cluster, `server.log`, `socket/`, `lock`.
 

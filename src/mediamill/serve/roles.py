@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from mediamill import catalog
 from mediamill.api.app import serve_api
 from mediamill.config import Settings
 from mediamill.jobs.worker import run_worker
@@ -35,6 +36,7 @@ def _run(settings: Settings, work: Callable[[asyncio.Event], Coroutine[Any, Any,
     """Run until SIGTERM or SIGINT has been obeyed; a second one cancels the work, a third ends the process."""
 
     async def main() -> None:
+        catalog.check_fakes(settings.fake_engines)
         await fleet.check_storage(settings)
         stop = asyncio.Event()
         task = asyncio.ensure_future(work(stop))

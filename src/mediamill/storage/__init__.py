@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote, unquote, urlsplit
 
-from mediamill import plugins
+from mediamill import keys, plugins
 from mediamill.config import Settings, StorageMode
 from mediamill.errors import InvalidRequest, Misconfigured
 from mediamill.model import Storage
 
 __all__ = ["LocalUrls", "OnDisk", "checked_key", "folder_prefix", "mode_of", "open_storage"]
-
-MAX_COMPONENT_BYTES = 255
-MAX_KEY_BYTES = 1024
-PRIVATE_FOLDER = ".mediamill"
-"""First component that no key may have: the backends' own things lie there."""
 
 _UNGUESSABLE = re.compile(
     r"(outputs|uploads|previews)/[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}/."
@@ -74,12 +69,12 @@ def checked_key(key: str) -> str:
         wrong = "is empty, absolute, or has an empty component"
     elif {".", ".."} & set(parts):
         wrong = "has a component '.' or '..'"
-    elif parts[0] == PRIVATE_FOLDER:
-        wrong = f"lies in the reserved folder {PRIVATE_FOLDER!r}"
+    elif parts[0] == keys.PRIVATE:
+        wrong = f"lies in the reserved folder {keys.PRIVATE!r}"
     elif any(unicodedata.category(c) in {"Cc", "Cs"} or c == "\\" for c in key):
         wrong = "has a control character or a backslash"
-    elif len(key.encode()) > MAX_KEY_BYTES or any(len(p.encode()) > MAX_COMPONENT_BYTES for p in parts):
-        wrong = f"is longer than {MAX_KEY_BYTES} bytes, or a component is longer than {MAX_COMPONENT_BYTES}"
+    elif len(key.encode()) > keys.MAX_KEY_BYTES or any(len(p.encode()) > keys.MAX_COMPONENT_BYTES for p in parts):
+        wrong = f"is longer than {keys.MAX_KEY_BYTES} bytes, or a component is longer than {keys.MAX_COMPONENT_BYTES}"
     else:
         return key
     shown = key if len(key) <= 80 else key[:77] + "..."  # noqa: PLR2004 - one short line

@@ -21,14 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from mediamill import keys
 from mediamill.config import Settings
-from mediamill.durable import move_into_place, sweep_unfinished, unfinished
+from mediamill.durable import FULL, move_into_place, sweep_unfinished, unfinished
 from mediamill.errors import NotFound, StorageError, StorageRefused, StorageUnavailable
 from mediamill.model import StoredObject
-from mediamill.storage import PRIVATE_FOLDER, LocalUrls, checked_key, folder_prefix
+from mediamill.storage import LocalUrls, checked_key, folder_prefix
 
 _CHUNK_BYTES = 1024**2
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRONG_KIND = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY})
 
@@ -45,11 +45,11 @@ class FileStorage:
         """Make the folder, its identity, and sweep what killed writers left. `urls`: how objects are addressed."""
         self.root = root.absolute()
         self.urls = urls
-        self._sidecars = self.root / PRIVATE_FOLDER / "sidecars"
-        self._parts = self.root / PRIVATE_FOLDER / "parts"
+        self._sidecars = self.root / keys.PRIVATE / "sidecars"
+        self._parts = self.root / keys.PRIVATE / "parts"
         with self._mapped():
             self._parts.mkdir(parents=True, exist_ok=True)
-            self._identity = _identity(self.root / PRIVATE_FOLDER)
+            self._identity = _identity(self.root / keys.PRIVATE)
             sweep_unfinished(self._parts)
 
     def path_of(self, key: str) -> Path:
@@ -117,7 +117,7 @@ class FileStorage:
             os.fsync(writer.fileno())
             facts = os.fstat(writer.fileno())
             self._write_sidecar(key, facts, media_type, sha256)
-            move_into_place(part, self.root / key, durable=not key.startswith("attempts/"))
+            move_into_place(part, self.root / key, durable=not key.startswith(f"{keys.ATTEMPTS}/"))
         return StoredObject(key, facts.st_size, sha256, media_type)
 
     def _copy(self, source_key: str, key: str) -> None:
@@ -168,7 +168,7 @@ class FileStorage:
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, datetime]]:
         for folder, subfolders, names in os.walk(self.root / prefix):
-            subfolders[:] = sorted(s for s in subfolders if folder != str(self.root) or s != PRIVATE_FOLDER)
+            subfolders[:] = sorted(s for s in subfolders if folder != str(self.root) or s != keys.PRIVATE)
             for name in sorted(names):
                 path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):
@@ -218,7 +218,7 @@ class FileStorage:
 
     def _storage_error(self, error: OSError) -> StorageError:
         folder = f"The storage folder {str(self.root)!r}"
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return StorageRefused(f"{folder} has no room left: free some space, or set MEDIAMILL_RETENTION_SECONDS.")
         if error.errno in _FORBIDDEN:
             return StorageRefused(f"{folder} is not writable: give this user the right to write there.")

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
-from uuid import UUID, uuid4
 
 from fastapi import Query, Request
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from mediamill import keys
 from mediamill.api import openapi
-from mediamill.api.auth import ANONYMOUS, Caller
+from mediamill.api.auth import ANONYMOUS
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey
 from mediamill.api.errors import ContractRouter
 from mediamill.api.submit import check_room
-from mediamill.api.uploads import Received, receive
+from mediamill.api.uploads import received_form, store_upload
 from mediamill.contracts import native
-from mediamill.errors import Conflict, Detail, InvalidRequest, NotFound, Unauthorized
+from mediamill.errors import Detail, InvalidRequest, NotFound, Unauthorized
 from mediamill.model import Storage, StoredObject
 from mediamill.storage import LocalUrls, checked_key
 
@@ -34,8 +31,6 @@ router = ContractRouter(
     tags=["files"],
 )
 
-_HIDDEN = ("attempts/",)
-"""Unfinished work: a worker may still be writing there, or have lost its lease."""
 _INLINE = re.compile(r"(image/(?!svg)|video/|audio/|application/json$|text/plain$)")
 _FORM: dict[str, Any] = {
     "parameters": [openapi.IDEMPOTENCY_KEY],
@@ -64,38 +59,12 @@ _FORM: dict[str, Any] = {
 async def upload(request: Request, deps: DepsDep, caller: CallerDep, key: IdempotencyKey) -> Response:
     """Store one file, streamed. `file` in the reply is what request fields take in place of a URL."""
     await check_room(deps, jobs=0)
-    root = deps.settings.scratch_root
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="upload-", dir=root) as folder:
-        received, _ = await receive(request, Path(folder), limit_bytes=deps.settings.max_upload_bytes)
+    async with received_form(request, deps) as (received, _):
         if received is None:
             raise InvalidRequest("file: is required", details=[Detail("file", "is required")])
-        stored, replayed = await _stored(deps, caller, received, key)
+        stored, replayed = await store_upload(deps, caller, received, key)
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
     return JSONResponse(await _described(deps, stored), 201, headers=headers)
-
-
-async def _stored(deps: Deps, caller: Caller, received: Received, key: str | None) -> tuple[StoredObject, bool]:
-    """Put it under a fresh id, or under the one this caller's idempotency key stands for."""
-    if key is None:
-        target = f"uploads/{uuid4()}/{received.name}"
-        return await deps.storage.put(target, received.path, media_type=received.media_type), False
-    secret = await deps.store.secret("uploads")
-    digest = hashlib.sha256(b"\n".join([secret, caller.id.encode(), key.encode()])).digest()
-    folder = f"uploads/{UUID(bytes=digest[:16])}/"
-    async for known, _ in deps.storage.list(folder):
-        stored = await deps.storage.stat(known)
-        if known != folder + received.name or stored.size_bytes != received.size_bytes or not _same(received, stored):
-            raise Conflict("This Idempotency-Key was used for another file.")
-        return stored, True
-    return await deps.storage.put(folder + received.name, received.path, media_type=received.media_type), False
-
-
-def _same(received: Received, stored: StoredObject) -> bool:
-    if not stored.sha256:
-        return True
-    with received.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == stored.sha256
 
 
 async def _described(deps: Deps, stored: StoredObject) -> dict[str, Any]:
@@ -130,7 +99,7 @@ async def download(
 ) -> Response:
     """The bytes, whole or one `Range`. An unguessable key or a signed URL needs no API key."""
     checked_key(key)
-    if key.startswith(_HIDDEN):
+    if key.startswith(f"{keys.ATTEMPTS}/"):  # a worker may still be writing there, or have lost its lease
         raise NotFound(f"There is no file {key!r}.")
     urls = getattr(deps.storage, "urls", None)
     allowed = isinstance(urls, LocalUrls) and urls.allows(key, expires=e, signature=s)
@@ -147,8 +116,7 @@ def _served(request: Request, storage: Storage, stored: StoredObject) -> Respons
     if wanted is None:
         headers["Content-Range"] = f"bytes */{stored.size_bytes}"
         return Response(status_code=416, headers={**headers, "Content-Length": "0"})
-    start, end = wanted
-    partial = (start, end) != (0, stored.size_bytes)
+    start, end, partial = wanted
     if partial:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{stored.size_bytes}"
     headers["Content-Length"] = str(end - start)
@@ -187,18 +155,22 @@ def _matches(header: str | None, etag: str | None) -> bool:
     return header.strip() == "*" or etag in {part.strip().removeprefix("W/") for part in header.split(",")}
 
 
-def _range(headers: Headers, stored: StoredObject, etag: str | None) -> tuple[int, int] | None:
-    """Start (inclusive) and end (exclusive) to send; the whole for no, several or unknown ranges; None for 416."""
+def _range(headers: Headers, stored: StoredObject, etag: str | None) -> tuple[int, int, bool] | None:
+    """Start (inclusive) and end (exclusive) to send, and whether that is a range that was asked for.
+
+    The whole for no, several or unknown ranges; None for 416.
+    """
     size = stored.size_bytes
+    whole = 0, size, False
     found = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", headers.get("range", ""))
     condition = headers.get("if-range")
     if found is None or found.group(0).strip() == "bytes=-" or (condition is not None and condition != etag):
-        return 0, size
+        return whole
     first, last = found.groups()
     if not first:
-        return (max(0, size - int(last)), size) if int(last) and size else None
+        return (max(0, size - int(last)), size, True) if int(last) and size else None
     start = int(first)
     end = min(size, int(last) + 1) if last else size
     if last and int(last) < start:
-        return 0, size
-    return (start, end) if start < size else None
+        return whole
+    return (start, end, True) if start < size else None

@@ -15,15 +15,22 @@ from mediamill.api import edge, openapi
 from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, accepted, prepare, submit, unstage, urls_of, wait_for
+from mediamill.api.submit import (
+    MAX_WAIT_S,
+    Wish,
+    accepted,
+    cancel_and_wait,
+    check_quota,
+    prepare,
+    submit,
+    unstage,
+    urls_of,
+    wait_for,
+)
 from mediamill.contracts import generation
 from mediamill.errors import InvalidRequest
 from mediamill.jobs.store import Idempotency, Submission
 from mediamill.model import Json
-
-MAX_WAIT_S = 60.0
-_CANCEL_WAIT_S = 3.0
-"""A running job stops within two seconds of a cancel; the reply waits for that."""
 
 router = ContractRouter(error_reply=generation.error_reply, covers=("/api/v1/generate",), tags=["generation"])
 
@@ -87,6 +94,7 @@ async def create(
 async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey) -> Response:
     """Queue all of them, or none when one is wrong. One webhook tells the end of the last."""
     asked, webhook_url = generation.bulk(raw)
+    await check_quota(deps, caller, jobs=len(asked))
     ready = await _prepared(deps, caller, asked)
     try:
         batch_id, jobs = await deps.store.submit_batch(
@@ -154,6 +162,5 @@ async def state(request: Request, deps: DepsDep, job_id: str, wait: WaitSeconds 
 @router.delete("/api/v1/generate/{job_id}", summary="Cancel a job", responses=openapi.errors(openapi.COMMON_ERRORS))
 async def cancel(deps: DepsDep, job_id: str) -> dict[str, Any]:
     """Ask for its end and answer with its state; a job that has ended is unchanged."""
-    edge.note(job_id=job_id)
-    job = await wait_for(deps, await deps.store.cancel(job_id), _CANCEL_WAIT_S)
+    job = await cancel_and_wait(deps, job_id)
     return {"success": True, **generation.reply(job, await urls_of(deps, job))}

@@ -26,6 +26,7 @@ router = ContractRouter(
 )
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Alive")
 async def health(deps: DepsDep) -> dict[str, Any]:
     """This process answers. Asks nothing of the database or the storage."""
@@ -33,6 +34,7 @@ async def health(deps: DepsDep) -> dict[str, Any]:
     return {"status": "ok", "version": __version__, "uptimeSeconds": uptime_s}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can take work", responses=openapi.errors((503,)))
 async def ready(deps: DepsDep) -> Response:
     """200 once the database answers and a worker can take work; `pools` says how many slots each has."""

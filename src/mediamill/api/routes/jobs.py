@@ -17,14 +17,12 @@ from mediamill import catalog
 from mediamill.api import edge, openapi
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, accepted, as_created, submit, urls_of, wait_for
+from mediamill.api.submit import MAX_WAIT_S, Wish, accepted, as_created, submit, urls_of, wait_for
 from mediamill.catalog import Entry
 from mediamill.contracts import native
 from mediamill.errors import Detail, InvalidRequest, NotFound
 from mediamill.model import Job, Json, Status
 
-MAX_WAIT_S = 60.0
-"""Longest `?wait=`; proxies cut silent connections soon after."""
 _ASK_AGAIN_S = 1
 _EVENT_WAIT_S = 1.0
 """Starts and ends are notified at once; progress is looked at this often."""
@@ -105,8 +103,8 @@ async def listing(
         after=_text("after", after),
         limit=limit,
         order=order,
-        created_after=_utc(created_after),
-        created_before=_utc(created_before),
+        created_after=_utc("created_after", created_after),
+        created_before=_utc("created_before", created_before),
         metadata=_metadata_filter(request),
     )
     return {
@@ -124,8 +122,15 @@ def _text(name: str, value: str | None) -> str | None:
     return value
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+def _utc(name: str, moment: datetime | None) -> datetime | None:
+    """In UTC, which is also meant where no zone is given. The first and last hours of time are in no other zone."""
+    if moment is None or moment.tzinfo is None:
+        return moment and moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        message = f"must be a time between the years 1 and 9999 in UTC (got {moment.isoformat()!r})"
+        raise InvalidRequest(f"{name}: {message}", details=[Detail(name, message)]) from error
 
 
 def _metadata_filter(request: Request) -> dict[str, Json] | None:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from fastapi import Request
 from starlette.responses import Response
 
 from mediamill import __version__, catalog
 from mediamill.api import openapi
+from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, RespondAsync, json_object
 from mediamill.api.errors import ContractRouter
 from mediamill.api.submit import Wish, blocking, check_room, submit
-from mediamill.api.uploads import receive
+from mediamill.api.uploads import received_form, store_upload
 from mediamill.catalog.transcribe import REPOS, TranscribeRequest
 from mediamill.config import Settings
 from mediamill.contracts import transcription
-from mediamill.engines.whisper import weights
 from mediamill.errors import ModelUnavailable
 from mediamill.model import Json
 
@@ -51,9 +49,9 @@ async def transcribe(
     request: Request, deps: DepsDep, caller: CallerDep, key: IdempotencyKey, respond_async: RespondAsync
 ) -> Response:
     """Answers when the job has ended, at most after the blocking limit; 202 with `Prefer: respond-async`."""
-    stored_key: str | None = None
+    added: str | None = None
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raw, stored_key = await _from_form(request, deps)
+        raw, added = await _from_form(request, deps, caller, key)
     else:
         raw = await json_object(request)
     try:
@@ -67,8 +65,8 @@ async def transcribe(
             wish=Wish(webhook_url=webhook_url, idempotency_key=key),
         )
     except BaseException:
-        if stored_key is not None:
-            await deps.storage.delete(stored_key)
+        if added is not None:
+            await deps.storage.delete(added)
         raise
     limit_s = deps.settings.blocking_limit_s
     return await blocking(
@@ -76,19 +74,17 @@ async def transcribe(
     )
 
 
-async def _from_form(request: Request, deps: Deps) -> tuple[dict[str, Json], str | None]:
-    """The body a form stands for, and the key its file was stored under."""
-    await check_room(deps)
-    root = deps.settings.scratch_root
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="upload-", dir=root) as folder:
-        received, fields = await receive(request, Path(folder), limit_bytes=deps.settings.max_upload_bytes)
+async def _from_form(
+    request: Request, deps: Deps, caller: Caller, key: str | None
+) -> tuple[dict[str, Json], str | None]:
+    """The body a form stands for, and the storage key of its file unless an earlier call had sent it already."""
+    await check_room(deps, jobs=0)
+    async with received_form(request, deps) as (received, fields):
         if received is None:
             return transcription.from_form(fields, file=None), None
-        target = f"uploads/{uuid4()}/{received.name}"
-        body = transcription.from_form(fields, file=f"file:{target}")
-        await deps.storage.put(target, received.path, media_type=received.media_type)
-    return body, target
+        transcription.from_form(fields, file="file:")  # nothing is stored for a form that is wrong
+        stored, replayed = await store_upload(deps, caller, received, key)
+    return transcription.from_form(fields, file=f"file:{stored.key}"), None if replayed else stored.key
 
 
 @router.get("/transcribe/health", summary="Alive, with the models at hand")
@@ -106,14 +102,16 @@ async def health(deps: DepsDep) -> dict[str, Any]:
 
 def models_at_hand(settings: Settings) -> list[str]:
     """Names of the models that need no download, as this machine's settings place them."""
+    from mediamill.engines.whisper import weights  # noqa: PLC0415 - brings 30 MB of numpy and PyAV: not for every API
+
     placed = {f"MEDIAMILL_MODEL_{name}": where for name, where in settings.model_locations.items()}
     home = settings.hf_home or Path("~/.cache/huggingface").expanduser()
     hub_cache = settings.hf_hub_cache or home / "hub"
-    return [name for name in REPOS if _is_at_hand(weights.locate(name, placed), hub_cache)]
 
+    def at_hand(name: str) -> bool:
+        try:
+            return weights.at_hand(weights.locate(name, placed), hub_cache) is not None
+        except ModelUnavailable:
+            return False
 
-def _is_at_hand(location: weights.Location, hub_cache: Path) -> bool:
-    try:
-        return weights.at_hand(location, hub_cache) is not None
-    except ModelUnavailable:
-        return False
+    return [name for name in REPOS if at_hand(name)]

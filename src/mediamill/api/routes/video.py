@@ -12,7 +12,7 @@ from mediamill import catalog, plugins
 from mediamill.api import edge, openapi
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, blocking, submit, urls_of
+from mediamill.api.submit import Wish, blocking, cancel_and_wait, submit, urls_of
 from mediamill.contracts import native
 from mediamill.contracts import video_processing as video
 from mediamill.model import Job, Json, Status
@@ -96,12 +96,8 @@ async def state(deps: DepsDep, job_id: str) -> dict[str, Any]:
 
 @router.post("/job/{job_id}/cancel", summary="Cancel a job", responses=openapi.errors(openapi.COMMON_ERRORS))
 async def cancel(deps: DepsDep, job_id: str) -> dict[str, Any]:
-    """A job that has ended is returned unchanged."""
-    edge.note(job_id=job_id)
-    before = await deps.store.get(job_id)
-    if before.status.ended and before.status is not Status.CANCELLED:
-        return video.status_reply(before, await _result(deps, before))
-    job = await deps.store.cancel(job_id)
+    """A job that has ended, or ends before it hears of this, is returned as it is."""
+    job = await cancel_and_wait(deps, job_id)
     if job.status.ended and job.status is not Status.CANCELLED:
         return video.status_reply(job, await _result(deps, job))
     return {"jobId": job.id, "status": "CANCELLED"}

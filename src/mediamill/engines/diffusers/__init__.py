@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 from mediamill import catalog
@@ -211,8 +212,9 @@ def _translated(error: BaseException, entry: Entry, plan: Plan) -> MediamillErro
     return EngineFailed(f"{entry.name} failed: {type(error).__name__}.", log_tail=str(error)[-4000:])
 
 
+@cache
 def _import_libraries() -> None:
-    """Import what takes seconds, silence its bars. Raises ModelUnavailable where the extra is not installed."""
+    """Once a process. Import what takes seconds, silence its bars. Raises ModelUnavailable where the extra is not installed."""
     try:
         import torch  # noqa: F401 - the slow part of a cold start, measured as such
         from diffusers.utils import logging as diffusers_log

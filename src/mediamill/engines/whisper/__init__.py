@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import psutil
 from mediamill.catalog.transcribe import TranscribeRequest
 from mediamill.engines.whisper.audio import RATE_HZ, Decoding, Sound
 from mediamill.engines.whisper.decode import Decode, Options, Segment, detect_language, left_s
-from mediamill.engines.whisper.residency import Key, Residency
-from mediamill.engines.whisper.speech import Listening, Part, Span, parts_of, speech_spans
+from mediamill.engines.whisper.residency import Key, Residency, as_engine_error
+from mediamill.engines.whisper.speech import Listening, Part, Span, first_of, parts_of, speech_spans
 from mediamill.engines.whisper.weights import Download, Location, at_hand, locate, unavailable
 from mediamill.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from mediamill.media.karaoke import plain_cue, to_ass
@@ -32,8 +32,10 @@ PARALLEL_PART_S = 29.0
 """The model hears 30 s at a time, at the same price however little of it is filled."""
 MAX_TEXT_BYTES = 160 * 1024
 """Longer text is cut in the job's output (which is bounded); the files hold all of it."""
-_READ, _LISTENED = 0.03, 0.06
-"""Shares of the whole at which the file is read and listened through."""
+_READ, _LISTENED, _FETCHED, _DECODED = 0.03, 0.06, 0.3, 0.97
+"""Shares of the whole at which the file is read, listened through, its model fetched (if need be), and decoded."""
+TRIAL_S = 30.0
+"""Speech from which it is judged whether another language gives any text."""
 _OTHER_LANGUAGES = 2
 """Languages tried besides a doubtful one when it gives no text."""
 _LANGUAGES_WITH_CANTONESE = 100
@@ -58,6 +60,13 @@ class _Heard:
     segments: list[Segment] = field(default_factory=list)
     again: int = 0
     warnings: list[str] = field(default_factory=list)
+    fraction: float = _LISTENED
+    """How far the job was when the latest step ended."""
+
+    @property
+    def pieces(self) -> list[Span]:
+        """What is to be heard: the speech, or everything."""
+        return self.spans if self.request.vad else [(0, self.sound.samples)]
 
     @property
     def speech_s(self) -> float:
@@ -68,13 +77,13 @@ class _Heard:
 class WhisperEngine:
     """Transcribes. Holds models between jobs."""
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
-        """Reads nothing but `settings`; loads nothing."""
+    def __init__(self, settings: Mapping[str, str], *, load: Callable[[Key], Any] | None = None) -> None:
+        """Reads nothing but `settings`; loads nothing yet. `load`: how a model is loaded; None: faster-whisper's."""
         ttl_s = float(settings.get("MEDIAMILL_MODEL_TTL_SECONDS") or _DEFAULT_TTL_S)
         given = settings.get("MEDIAMILL_MODEL_MEMORY_BYTES")
         budget_bytes = int(given) if given else psutil.virtual_memory().available // 2
         self._settings = dict(settings)
-        self._residency = Residency(ttl_s=ttl_s, budget_bytes=budget_bytes)
+        self._residency = Residency(ttl_s=ttl_s, budget_bytes=budget_bytes, load=load)
 
     def held(self) -> Sequence[str]:
         """`transcribe` while any model is loaded."""
@@ -91,13 +100,14 @@ class WhisperEngine:
             UnsupportedMedia, TooLarge, InvalidRequest (a language the configured model does not know),
             ModelUnavailable, OutOfMemory, EngineFailed, Cancelled.
         """
+        _need("faster_whisper")
         request = TranscribeRequest.model_validate(work.params)
         settings = {**self._settings, **ctx.settings}
         location = locate(request.model, settings)
         heard = _Heard(request, Sound(ctx.scratch / "samples.s16", 0))
         yield from self._listen(work.inputs["url_audio"].path, heard, ctx)
-        if heard.spans or not request.vad:
-            folder = yield from self._weights(location, ctx)
+        if heard.pieces:
+            folder = yield from self._weights(location, heard, ctx)
             yield from self._transcribe(heard, _key(folder, request, settings), ctx)
         yield Progress(0.98, Phase.ENCODING, "writing the subtitles")
         _note_what_is_missing(heard)
@@ -112,14 +122,18 @@ class WhisperEngine:
         for share in decoding:
             yield Progress(_READ * share, Phase.LOADING, "reading the sound")
         heard.sound = decoding.sound
-        _need("faster_whisper")
+        if decoding.damaged:
+            heard.warnings.append(
+                f"{decoding.damaged} packets of the sound are damaged and were left out: what was said there is not in "
+                "the text."
+            )
         listening = Listening(heard.sound, ctx.cancelled)
         for share in listening:
             yield Progress(_READ + (_LISTENED - _READ) * share, Phase.LOADING, "listening for speech")
         heard.probabilities = listening.probabilities
         heard.spans = speech_spans(heard.probabilities, heard.sound.samples)
 
-    def _weights(self, location: Location, ctx: EngineContext) -> Generator[Event, None, Path]:
+    def _weights(self, location: Location, heard: _Heard, ctx: EngineContext) -> Generator[Event, None, Path]:
         """Returns the model's folder; fetches it, saying so, when it is not here."""
         from huggingface_hub import constants
 
@@ -130,8 +144,9 @@ class WhisperEngine:
                 raise ModelUnavailable(unavailable(location))
             yield Progress(_LISTENED, Phase.LOADING, f"downloading {location.source}")
             download = Download(location, hub_cache, ctx.cancelled)
-            for sentence in download:
-                yield Progress(_LISTENED, Phase.LOADING, sentence)
+            for share, sentence in download:
+                heard.fraction = _LISTENED + (_FETCHED - _LISTENED) * share
+                yield Progress(heard.fraction, Phase.LOADING, sentence)
             folder = download.folder
         if folder is None:
             raise ModelUnavailable(unavailable(location))
@@ -139,20 +154,38 @@ class WhisperEngine:
 
     def _transcribe(self, heard: _Heard, key: Key, ctx: EngineContext) -> Iterator[Event]:
         if not self._residency.holds(key):
-            yield Progress(_LISTENED, Phase.LOADING, f"loading model {heard.request.model}")
+            yield Progress(heard.fraction, Phase.LOADING, f"loading model {heard.request.model}")
         with self._residency.using(key) as model:
             if ctx.cancelled.is_set():
                 raise Cancelled
             languages = _languages(model, heard)
-            for attempt, (language, _) in enumerate(languages):
-                yield from self._decode(model, heard, replace(_options(heard.request), language=language), key, ctx)
-                if heard.segments:
-                    _note_language(heard, languages, attempt)
-                    return
-            _note_language(heard, languages, 0)
+            used = yield from self._first_that_gives_text(model, heard, [name for name, _ in languages], key, ctx)
+            _note_language(heard, languages, used)
 
-    def _decode(self, model: Any, heard: _Heard, options: Options, key: Key, ctx: EngineContext) -> Iterator[Event]:
-        parts = _parts(heard)
+    def _first_that_gives_text(
+        self, model: Any, heard: _Heard, languages: Sequence[str], key: Key, ctx: EngineContext
+    ) -> Generator[Event, None, int]:
+        """Decode in the likeliest language, and in the next ones while there is no text; returns which gave some.
+
+        Of a long recording another language must first give text for its beginning.
+        """
+        beginning = first_of(heard.pieces, TRIAL_S)
+        for attempt, language in enumerate(languages):
+            options = replace(_options(heard.request), language=language)
+            if attempt and beginning != heard.pieces:
+                trial = yield from self._decode(model, heard, options, key, ctx, beginning)
+                if not trial:
+                    continue
+            heard.segments = yield from self._decode(model, heard, options, key, ctx, heard.pieces)
+            if heard.segments:
+                return attempt
+        return 0
+
+    def _decode(
+        self, model: Any, heard: _Heard, options: Options, key: Key, ctx: EngineContext, pieces: Sequence[Span]
+    ) -> Generator[Event, None, list[Segment]]:
+        """The segments with text in `pieces` of the recording."""
+        parts = _parts(heard, pieces)
         decode = Decode(
             model,
             heard.sound,
@@ -162,13 +195,13 @@ class WhisperEngine:
             workers=key.workers,
             cancelled=ctx.cancelled,
         )
-        started_s = time.monotonic()
+        started_s, begun = time.monotonic(), heard.fraction
         for share in decode:
             done_s = share * sum(part.heard_s for part in parts)
-            fraction = _LISTENED + (0.97 - _LISTENED) * share
-            yield Progress(fraction, Phase.GENERATING, f"{done_s:.0f} s transcribed", left_s(started_s, share))
-        heard.segments = [s for s in decode.segments if s.text.strip()]
+            heard.fraction = begun + (_DECODED - begun) * share
+            yield Progress(heard.fraction, Phase.GENERATING, f"{done_s:.0f} s transcribed", left_s(started_s, share))
         heard.again += decode.again
+        return [s for s in decode.segments if s.text.strip()]
 
 
 def _need(library: str) -> None:
@@ -186,12 +219,16 @@ def _key(folder: Path, request: TranscribeRequest, settings: Mapping[str, str]) 
     device = (settings.get("DEVICE") or "").lower()
     if not device:
         device = "cuda" if ctranslate2.get_cuda_device_count() > 0 else "cpu"
+    device = "cpu" if device == "mps" else device  # CTranslate2 knows no Apple GPU
     kind = device.partition(":")[0]
     if kind not in {"cpu", "cuda"}:
         raise EngineFailed(f"DEVICE={device!r} cannot transcribe; accepted are cpu, cuda and cuda:N.")
-    wanted = settings.get("DTYPE") or ""
-    default = "float16" if kind == "cuda" else "int8"
-    compute_type = wanted if wanted in ctranslate2.get_supported_compute_types(kind) else default
+    compute_type = "float16" if kind == "cuda" else "int8"
+    try:
+        if (wanted := settings.get("DTYPE")) and wanted in ctranslate2.get_supported_compute_types(kind):
+            compute_type = wanted
+    except RuntimeError as error:
+        raise as_engine_error(error, f"DEVICE={device!r} cannot be used") from error
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slots = int(settings.get("MEDIAMILL_CPU_SLOTS") or max(1, cores // 2))
     threads = max(1, cores // slots)
@@ -200,11 +237,10 @@ def _key(folder: Path, request: TranscribeRequest, settings: Mapping[str, str]) 
     return Key(folder, device, compute_type, threads=1, workers=max(2, threads))
 
 
-def _parts(heard: _Heard) -> list[Part]:
+def _parts(heard: _Heard, pieces: Sequence[Span]) -> list[Part]:
     """Long parts that pass their text on, or as many as keep every core busy, each within one window of the model."""
     most_s = PARALLEL_PART_S if heard.request.decoding == "parallel" else SEQUENTIAL_PART_S
-    spans = heard.spans if heard.request.vad else None
-    return parts_of(heard.probabilities, heard.sound.samples, most_s=most_s, spans=spans)
+    return parts_of(heard.probabilities, heard.sound.samples, most_s=most_s, spans=pieces)
 
 
 def _options(request: TranscribeRequest) -> Options:
@@ -224,8 +260,7 @@ def _languages(model: Any, heard: _Heard) -> list[tuple[str, float]]:
         if wanted not in known:
             raise InvalidRequest(f"language: the model at hand for {heard.request.model!r} does not know {wanted!r}.")
         return [(wanted, 1.0)]
-    pieces = heard.spans or [(0, heard.sound.samples)]
-    ranked = detect_language(model, heard.sound, pieces, sure=SURE_LANGUAGE)
+    ranked = detect_language(model, heard.sound, heard.spans or heard.pieces, sure=SURE_LANGUAGE)
     return ranked[:1] if ranked[0][1] >= SURE_LANGUAGE else ranked[: 1 + _OTHER_LANGUAGES]
 
 

@@ -53,6 +53,8 @@ class Decoding:
         """Args: `source`: what the caller sent. `into`: where the samples go. `cancelled`: looked at often."""
         self._source, self._into, self._cancelled = source, into, cancelled
         self.sound = Sound(into, 0)
+        self.damaged = 0
+        """Packets that could not be decoded and were left out."""
 
     def __iter__(self) -> Iterator[float]:
         """Yield the share done, 0 to 1, now and then.
@@ -75,7 +77,7 @@ class Decoding:
         total_s = (container.duration or 0) / av.time_base
         origin_s = min(0.0, (container.start_time or 0) / av.time_base) if container.start_time else 0.0
         written, reported_s = 0, 0.0
-        for frame in _frames(container, stream):
+        for frame in self._frames(container, stream):
             if self._cancelled.is_set():
                 raise Cancelled
             written += _silence(out, written, frame, origin_s)
@@ -90,19 +92,18 @@ class Decoding:
         out.flush()
         self.sound = Sound(self._into, written)
 
-
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; a damaged packet is skipped, as players do, until nothing but damage is left."""
-    damaged = good = 0
-    for packet in container.demux(stream):
-        try:
-            for frame in packet.decode():
-                good += 1
-                yield frame
-        except (av.error.FFmpegError, ValueError) as error:
-            damaged += 1
-            if damaged > 50 + good:
-                raise UnsupportedMedia("The audio stream is damaged: most of it cannot be decoded.") from error
+    def _frames(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Decoded frames; a damaged packet is skipped, as players do, until nothing but damage is left."""
+        good = 0
+        for packet in container.demux(stream):
+            try:
+                for frame in packet.decode():
+                    good += 1
+                    yield frame
+            except (av.error.FFmpegError, ValueError) as error:
+                self.damaged += 1
+                if self.damaged > 50 + good:
+                    raise UnsupportedMedia("The audio stream is damaged: most of it cannot be decoded.") from error
 
 
 def _silence(out: Any, written: int, frame: Any, origin_s: float) -> int:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from mediamill.engines.whisper.audio import RATE_HZ, Sound
 from mediamill.engines.whisper.residency import as_engine_error
-from mediamill.engines.whisper.speech import HOP, Part, Span, unheard
+from mediamill.engines.whisper.speech import HOP, Part, Span, spoken_s, unheard
 from mediamill.errors import Cancelled
-from mediamill.media.speech_subtitles import Word
+from mediamill.media.speech_subtitles import Word, is_cjk
 
 _POLL_S = 0.1
 _LEAST_UNHEARD_S = 1.2
@@ -31,6 +31,10 @@ _MIN_LOGPROB = -1.0
 _MAX_NO_SPEECH = 0.6
 _MAX_REPETITION = 2.4
 _LONG_WORD_S = 0.6
+_HELD_S, _HELD_PER_LETTER_S = 0.5, 0.12
+"""Time a word may take; one that takes longer was stretched over speech that the model left out."""
+_DIGIT_LETTERS = 4
+_ROUNDS = 2
 _TAIL_S = 0.25
 """Speech left at the end that is shorter than this is within the tolerance of segment times."""
 _SPOKEN = 0.35
@@ -121,13 +125,18 @@ class Decode:
         prompt = self._prompt if self._workers == 1 else None
         heard = self._heard(part.pieces, prompt=prompt, state=state)
         segments = [_snapped(segment, self._probabilities) for segment in heard]
-        covered = _covered(segments)
-        stretches = unheard(self._probabilities, part, covered, least_s=_LEAST_UNHEARD_S)
-        for stretch in _joined_stretches(stretches):
-            if self._stop.is_set():
-                return
-            state.again += 1
-            segments = self._with_missing(segments, stretch, part)
+        tried: set[Span] = set()
+        for _ in range(_ROUNDS):
+            stretches = _joined_stretches(self._unheard(part, segments))
+            for stretch in stretches:
+                if self._stop.is_set():
+                    return
+                if stretch not in tried:
+                    state.again += 1
+                    segments = self._with_missing(segments, stretch, part)
+            if tried.issuperset(stretches):
+                break
+            tried.update(stretches)
         state.segments = segments
         state.heard_s = part.heard_s
         if segments and self._workers == 1:
@@ -171,14 +180,67 @@ class Decode:
             raise as_engine_error(error, "The model failed while decoding") from error
         return found
 
+    def _unheard(self, part: Part, segments: Sequence[Segment]) -> list[Span]:
+        """Where somebody speaks and no word is; words held too long cover nothing."""
+        covered: list[tuple[float, float]] = []
+        for segment in segments:
+            timed = [w for w in segment.words if not self._held_too_long(w)] if segment.words else [segment]
+            covered += [(w.start_s - _COVER_PAD_S, w.end_s + _COVER_PAD_S) for w in timed]
+        return unheard(self._probabilities, part, covered, least_s=_LEAST_UNHEARD_S)
+
+    def _held_too_long(self, word: Word) -> bool:
+        letters = sum(_DIGIT_LETTERS if c.isdigit() else 2 if is_cjk(c) else 1 for c in word.text.strip())
+        most_s = _HELD_S + _HELD_PER_LETTER_S * letters
+        return word.end_s - word.start_s > most_s < spoken_s(self._probabilities, word.start_s, word.end_s)
+
     def _with_missing(self, segments: list[Segment], stretch: Span, part: Part) -> list[Segment]:
-        """Decode a stretch without words by itself and put in what is found there, and nothing twice."""
+        """Decode a stretch without words by itself and put in what is found there, and nothing twice.
+
+        Words held too long in it give way to more and shorter ones.
+        """
         pad = round(_CONTEXT_S * RATE_HZ)
         wide = (max(part.span[0], stretch[0] - pad), min(part.span[1], stretch[1] + pad))
         start_s, end_s = stretch[0] / RATE_HZ - _COVER_PAD_S, stretch[1] / RATE_HZ + _COVER_PAD_S
-        found = [_within(s, start_s, end_s, segments) for s in self._heard([wide], sure=True)]
-        added = [s for s in found if s is not None]
-        return sorted([*segments, *added], key=lambda s: (s.start_s, s.end_s)) if added else segments
+        found = self._heard([wide], sure=True)
+        held = [w for s in segments for w in s.words if start_s <= _middle_s(w) <= end_s and self._held_too_long(w)]
+        new_words = sum(start_s <= _middle_s(w) <= end_s for s in found for w in s.words)
+        kept = _without(segments, held) if new_words > len(held) else segments
+        inside = [_within(s, start_s, end_s, kept) for s in found]
+        added = [s for s in inside if s is not None]
+        for segment in added:
+            kept = _parted(kept, _middle_s(segment))
+        return sorted([*kept, *added], key=_middle_s) if added else segments
+
+
+def _middle_s(timed: Word | Segment) -> float:
+    return (timed.start_s + timed.end_s) / 2
+
+
+def _parted(segments: Sequence[Segment], at_s: float) -> list[Segment]:
+    """The same segments; one with words on both sides of a moment becomes two."""
+    parted: list[Segment] = []
+    for segment in segments:
+        before = tuple(w for w in segment.words if _middle_s(w) < at_s)
+        after = segment.words[len(before) :]
+        parted += [_of_words(before), _of_words(after)] if before and after else [segment]
+    return parted
+
+
+def _of_words(words: tuple[Word, ...]) -> Segment:
+    return Segment(words[0].start_s, words[-1].end_s, "".join(w.text for w in words), words)
+
+
+def _without(segments: Sequence[Segment], words: Sequence[Word]) -> list[Segment]:
+    """The segments without these words, and without those of which nothing is left."""
+    gone = set(map(id, words))
+    kept: list[Segment] = []
+    for segment in segments:
+        left = tuple(w for w in segment.words if id(w) not in gone)
+        if len(left) == len(segment.words):
+            kept.append(segment)
+        elif left:
+            kept.append(_of_words(left))
+    return kept
 
 
 def _last_voiced(probabilities: npt.NDArray[np.float32], pieces: Sequence[Span]) -> int:
@@ -234,14 +296,6 @@ def _confident(segment: Any) -> bool:
     return bool(likely and segment.compression_ratio < _MAX_REPETITION)
 
 
-def _covered(segments: Sequence[Segment]) -> list[tuple[float, float]]:
-    spans: list[tuple[float, float]] = []
-    for segment in segments:
-        timed = segment.words or (segment,)
-        spans += [(w.start_s - _COVER_PAD_S, w.end_s + _COVER_PAD_S) for w in timed]
-    return spans
-
-
 def _joined_stretches(stretches: Sequence[Span]) -> list[Span]:
     """Near ones are decoded together, up to what fits one window of the model."""
     joined: list[Span] = []
@@ -257,19 +311,19 @@ def _joined_stretches(stretches: Sequence[Span]) -> list[Span]:
 def _within(found: Segment, start_s: float, end_s: float, segments: Sequence[Segment]) -> Segment | None:
     """The words of a segment whose middle lies in a stretch and in no gap that another word already fills."""
     if not found.words:
-        middle_s = (found.start_s + found.end_s) / 2
+        middle_s = _middle_s(found)
         taken = any(s.start_s <= middle_s <= s.end_s for s in segments)
         return found if start_s <= middle_s <= end_s and not taken else None
     near = [w for s in segments for w in s.words if w.end_s > start_s - 2 and w.start_s < end_s + 2]
-    words = [w for w in found.words if start_s <= (w.start_s + w.end_s) / 2 <= end_s and not _taken(w, near)]
+    words = [w for w in found.words if start_s <= _middle_s(w) <= end_s and not _taken(w, near)]
     if not words:
         return None
-    return Segment(words[0].start_s, words[-1].end_s, "".join(w.text for w in words), tuple(words))
+    return _of_words(tuple(words))
 
 
 def _taken(word: Word, near: Sequence[Word]) -> bool:
     """Whether the same moment, or the same word a moment apart, is there already."""
-    middle_s = (word.start_s + word.end_s) / 2
+    middle_s = _middle_s(word)
     plain = _plain(word.text)
     return any(
         w.start_s <= middle_s <= w.end_s

@@ -24,6 +24,7 @@ _SILENCE = 0.35
 _MIN_SILENCE_S = 2.0
 _PAD_S = 0.4
 _CUT_PAUSE_S = 0.2
+_PAUSE_HOPS = round(2.0 * RATE_HZ / HOP)
 
 Span = tuple[int, int]
 """Samples, first inclusive and last exclusive."""
@@ -137,6 +138,17 @@ def parts_of(
     return [Part(i, edge, inside) for i, (edge, inside) in enumerate((e, p) for e, p in pieces if p)]
 
 
+def first_of(spans: Sequence[Span], length_s: float) -> list[Span]:
+    """The first `length_s` seconds of spans."""
+    left, chosen = round(length_s * RATE_HZ), list[Span]()
+    for start, end in spans:
+        if left <= 0:
+            break
+        chosen.append((start, min(end, start + left)))
+        left -= end - start
+    return chosen
+
+
 def _overlaps(spans: Sequence[Span], edge: Span) -> Iterator[Span]:
     for start, end in spans:
         if start < edge[1] and end > edge[0]:
@@ -161,26 +173,45 @@ def _best_cut(probabilities: npt.NDArray[np.float32], low: int, high: int) -> in
 def unheard(
     probabilities: npt.NDArray[np.float32], part: Part, covered: Sequence[tuple[float, float]], *, least_s: float
 ) -> list[Span]:
-    """Stretches of a part where somebody speaks for at least `least_s` and no word was found.
+    """Stretches of a part in which somebody speaks for at least `least_s` and no word was found.
+
+    A stretch goes on over pauses of up to two seconds, so that slow single words count together.
 
     Args:
         probabilities: One for each 32 ms of the whole recording.
         part: The part in question.
         covered: Seconds, start and end, that words or segments cover.
-        least_s: Shorter ones are within the tolerance of word times.
+        least_s: Less speech than that is within the tolerance of word times.
     """
     first, last = part.span[0] // HOP, -(-part.span[1] // HOP)
-    spoken = probabilities[first:last] >= _SPEECH
+    heard = np.zeros(len(probabilities[first:last]), bool)
     for start_s, end_s in covered:
         low = int(start_s * RATE_HZ) // HOP - first
         high = -(-int(end_s * RATE_HZ) // HOP) - first
-        spoken[max(0, low) : max(0, high)] = False
-    found: list[list[int]] = []
-    joining = round(0.3 * RATE_HZ / HOP)
-    for hop in np.flatnonzero(spoken).tolist():
-        if found and hop - found[-1][1] <= joining:
-            found[-1][1] = hop + 1
+        heard[max(0, low) : max(0, high)] = True
+    words_until = np.cumsum(heard)
+    found: list[_Stretch] = []
+    for hop in np.flatnonzero((probabilities[first:last] >= _SPEECH) & ~heard).tolist():
+        last_one = found[-1] if found else None
+        if last_one and hop - last_one.last <= _PAUSE_HOPS and words_until[hop] == words_until[last_one.last]:
+            last_one.last, last_one.spoken = hop, last_one.spoken + 1
         else:
-            found.append([hop, hop + 1])
+            found.append(_Stretch(hop, hop, 1))
     least = least_s * RATE_HZ / HOP
-    return [((first + a) * HOP, min((first + b) * HOP, part.span[1])) for a, b in found if b - a >= least]
+    long_enough = [s for s in found if s.spoken >= least]
+    return [((first + s.first) * HOP, min((first + s.last + 1) * HOP, part.span[1])) for s in long_enough]
+
+
+@dataclass
+class _Stretch:
+    """Hops, both inclusive, and how many of them are speech."""
+
+    first: int
+    last: int
+    spoken: int
+
+
+def spoken_s(probabilities: npt.NDArray[np.float32], start_s: float, end_s: float) -> float:
+    """Seconds of speech between two moments."""
+    first, last = int(start_s * RATE_HZ) // HOP, -(-int(end_s * RATE_HZ) // HOP)
+    return float(np.count_nonzero(probabilities[first:last] >= _SPEECH)) * HOP / RATE_HZ

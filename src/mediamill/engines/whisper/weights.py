@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mediamill.catalog.transcribe import REPOS
@@ -83,25 +84,36 @@ class Download:
         self._location, self._hub_cache, self._cancelled = location, hub_cache, cancelled
         self.folder: Path | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        """Yield a sentence about once a second. Raises ModelUnavailable saying how to get the files, Cancelled."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="download")
+    def __iter__(self) -> Iterator[tuple[float, str]]:
+        """Yield the share done and a sentence, twice a second.
+
+        Raises: ModelUnavailable saying how to get the files, Cancelled.
+        """
+        source = self._location.source
+        pool = ThreadPoolExecutor(2, thread_name_prefix="download")
         try:
-            fetching = pool.submit(_fetch, self._location.source, self._hub_cache)
-            while True:
+            whole = pool.submit(_whole_bytes, source)
+            fetching = pool.submit(_fetch, source, self._hub_cache)
+            while self.folder is None:
+                yield self._news(whole)
                 try:
                     self.folder = fetching.result(timeout=0.5)
                 except NotYet:
                     if self._cancelled.is_set():
                         raise Cancelled from None
-                    done_mb = _size_bytes(self._hub_cache, self._location.source) / 1e6
-                    yield f"downloading {self._location.source}: {done_mb:.0f} MB so far"
-                else:
-                    return
+            yield 1.0, f"downloaded {source}: {_done_bytes(self._hub_cache, source) / 1e6:.0f} MB"
         except OSError as error:  # huggingface_hub's errors are OSErrors, whatever the cause
             raise ModelUnavailable(unavailable(self._location, error)) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _news(self, whole: Future[int]) -> tuple[float, str]:
+        source, done_bytes = self._location.source, _done_bytes(self._hub_cache, self._location.source)
+        whole_bytes = whole.result() if whole.done() and whole.exception() is None else 0
+        if not whole_bytes:
+            return 0.0, f"downloading {source}: {done_bytes / 1e6:.0f} MB"
+        share = min(1.0, done_bytes / whole_bytes)
+        return share, f"downloading {source}: {done_bytes / 1e6:.0f} of {whole_bytes / 1e6:.0f} MB"
 
 
 def unavailable(location: Location, error: Exception | None = None) -> str:
@@ -131,6 +143,14 @@ def _fetch(repo: str, hub_cache: Path) -> Path:
     return Path(folder)
 
 
-def _size_bytes(hub_cache: Path, repo: str) -> int:
+def _whole_bytes(repo: str) -> int:
+    """Size of the files to fetch. Raises whatever the hub's client raises."""
+    from huggingface_hub import HfApi
+
+    files = HfApi().model_info(repo, files_metadata=True, timeout=10).siblings or []
+    return sum(f.size or 0 for f in files if any(fnmatch(f.rfilename, pattern) for pattern in _PATTERNS))
+
+
+def _done_bytes(hub_cache: Path, repo: str) -> int:
     blobs = hub_cache / f"models--{repo.replace('/', '--')}" / "blobs"
     return sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
