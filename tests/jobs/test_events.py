@@ -167,7 +167,7 @@ async def test_a_lost_listening_connection_comes_back_and_everybody_is_woken(sto
 
 async def test_one_connection_listens_however_many_wait(store: JobStore) -> None:
     job = await make(store)
-    waits = [asyncio.create_task(store.wait(job.id, 0.5)) for _ in range(10)]
+    waits = [asyncio.create_task(store.wait(job.id, 30)) for _ in range(10)]
     await listening(store)
     count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
     assert await sql(store, count + " AND pid <> pg_backend_pid()") == 1
