@@ -24,8 +24,8 @@ class Hub:
 
 
 @contextlib.contextmanager
-def hub(folder: Path, repo: str, *, extra: dict[str, bytes] | None = None) -> Iterator[Hub]:
-    """Serve a pipeline folder, and further files that a pipeline does not need."""
+def hub(folder: Path, repo: str, *, extra: dict[str, bytes] | None = None, token: str | None = None) -> Iterator[Hub]:
+    """Serve a pipeline folder, and further files that a pipeline does not need; with `token` only to its bearer."""
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     files |= extra or {}
     running = Hub()
@@ -40,6 +40,9 @@ def hub(folder: Path, repo: str, *, extra: dict[str, bytes] | None = None) -> It
             self._answer(body=True)
 
         def _answer(self, *, body: bool) -> None:
+            if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
+                self._send(401, b"{}", {"X-Error-Code": "GatedRepo"})
+                return
             path = unquote(urlsplit(self.path).path)
             if path.startswith(f"/api/models/{repo}/tree/"):
                 self._send(200, json.dumps(_tree(files)).encode(), {"Content-Type": "application/json"})

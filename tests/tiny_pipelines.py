@@ -30,6 +30,15 @@ _DECODER_0_9_1: dict[str, Any] = {
     "upsample_factor": (2, 2, 2),
     "timestep_conditioning": True,
 }
+_DYNAMIC: dict[str, Any] = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096,
+    "shift_terminal": 0.1,
+}
+"""Noise levels of the first LTX-Video checkpoints; the later ones leave them to the pipeline."""
 _TEXT = ["a red fox in the snow", "the quick brown fox jumps over the lazy dog", "0123456789", "um gato toca piano"] * 8
 
 
@@ -104,14 +113,10 @@ def build_zimage(folder: Path, *, scale: str = "tiny", device: str = "cpu", dtyp
     return folder
 
 
-def build_ltx_video(folder: Path, *, timestep_conditioning: bool = False) -> Path:
+def build_ltx_video(folder: Path, *, timestep_conditioning: bool = False, cls: str = "LTXPipeline") -> Path:
     """An LTX-Video pipeline of about 1.5 MB: 32x32 pixels and 8 frames a latent."""
-    from diffusers import (
-        AutoencoderKLLTXVideo,
-        FlowMatchEulerDiscreteScheduler,
-        LTXPipeline,
-        LTXVideoTransformer3DModel,
-    )
+    import diffusers
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
     with _seeded(1):
@@ -142,15 +147,8 @@ def build_ltx_video(folder: Path, *, timestep_conditioning: bool = False) -> Pat
             layers_per_block=(1, 1, 1, 1, 1),
             **(_DECODER_0_9_1 if timestep_conditioning else _DECODER_0_9_0),
         )
-        pipe = LTXPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(
-                use_dynamic_shifting=True,
-                base_shift=0.95,
-                max_shift=2.05,
-                base_image_seq_len=1024,
-                max_image_seq_len=4096,
-                shift_terminal=0.1,
-            ),
+        pipe = getattr(diffusers, cls)(
+            scheduler=FlowMatchEulerDiscreteScheduler(**(_DYNAMIC if cls == "LTXPipeline" else {})),
             vae=vae,
             text_encoder=text,
             tokenizer=tokenizer,

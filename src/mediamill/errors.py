@@ -16,7 +16,7 @@ MediamillError
 │   ├── OutOfMemory         the message says what to lower
 │   ├── EngineFailed        `log_tail`: its last 40 lines
 │   ├── ModelUnavailable    weights missing or partial
-│   └── Crashed             the child process died (counted, at most 3)
+│   └── Crashed             the child process died, or filled the disk (counted, at most 3)
 ├── Misconfigured           a setting is wrong, or two contradict each other: nothing starts
 ├── NotImplementedYet       a documented model that does not exist yet
 ├── ProviderError           a remote place to run failed

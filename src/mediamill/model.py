@@ -96,6 +96,10 @@ class Job:
     cancel_requested: bool = False
     message: str | None = None
     """Last progress message of the engine."""
+    eta_s: float | None = None
+    """Seconds left of the engine's work while it runs and knows; counted down from when it said so."""
+    preview: str | None = None
+    """Storage key of the newest look at unfinished work, while it runs."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ async def perform(
     inputs: InputSource,
     scratch: Path,
     on_progress: Callable[[Progress], None],
+    on_preview: Callable[[str], None] = lambda _key: None,
     patience_s: float = PATIENCE_S,
 ) -> Performed:
     """Fetch the inputs, run the work, and put its outputs under this attempt's keys.
@@ -106,19 +107,20 @@ async def perform(
         inputs: Where input files come from.
         scratch: An empty folder; the caller deletes it.
         on_progress: Called in the event loop; fractions never fall.
+        on_preview: Called in the event loop with the key of each stored look at unfinished work.
         patience_s: How long to keep trying to store one file.
 
     Raises:
         What fetching, the provider or the engine raised; DeadlineExceeded; StorageError; RetryLater: nothing was
         done and it should be tried later.
     """
-    attempt = _Attempt(assignment, storage, on_progress, patience_s)
+    attempt = _Attempt(assignment, on_progress, _Uploads(storage, on_preview, patience_s))
     try:
         async with asyncio.timeout(assignment.deadline_s):
             work = await attempt.fetch(inputs, scratch)
             await attempt.run(provider, work, scratch)
             return await attempt.performed()
-    except TimeoutError as error:
+    except (TimeoutError, DeadlineExceeded) as error:  # ours or the provider's, whoever noticed first
         limit = f"The job took longer than {assignment.deadline_s:g} s; it was then {attempt.phases.current}."
         raise DeadlineExceeded(limit) from error
     finally:
@@ -190,15 +192,13 @@ class Phases:
 class _Attempt:
     """The state of one perform()."""
 
-    def __init__(
-        self, assignment: Assignment, storage: Storage, on_progress: Callable[[Progress], None], patience_s: float
-    ) -> None:
+    def __init__(self, assignment: Assignment, on_progress: Callable[[Progress], None], uploads: _Uploads) -> None:
         self.job, self.number, self.deadline_s = assignment.job, assignment.attempt, assignment.deadline_s
         self.until_s = time.monotonic() + assignment.deadline_s
         self.entry: Entry = catalog.get(self.job.model)
         self.request: Any = self.entry.request.model_validate(self.job.input)
         self.phases = Phases()
-        self.uploads = _Uploads(storage, patience_s)
+        self.uploads = uploads
         self.output: dict[str, Json] = {}
         self.warnings: list[str] = []
         self.on_progress = on_progress
@@ -268,8 +268,9 @@ class _Attempt:
 class _Uploads:
     """Outputs on their way into storage, a few at once, while the engine goes on."""
 
-    def __init__(self, storage: Storage, patience_s: float) -> None:
+    def __init__(self, storage: Storage, on_preview: Callable[[str], None], patience_s: float) -> None:
         self._storage = storage
+        self._on_preview = on_preview
         self._patience_s = patience_s
         self._room = asyncio.Semaphore(PUTS_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[Staged]] = {}
@@ -305,6 +306,7 @@ class _Uploads:
     async def _put_preview(self, file: OutputFile, key: str) -> None:
         try:
             await self._storage.put(key, file.path, media_type=file.media_type)
+            self._on_preview(key)
         except (MediamillError, OSError) as error:
             _log.info("a preview was not stored: %s", error)
 

@@ -23,7 +23,7 @@ from tests.video_contract import VideoResponse
 @contextlib.asynccontextmanager
 async def working(store, database_url, folder, *, slots: int = 1, **values) -> AsyncIterator[Service]:
     """An API and a worker of the cpu pool that share a database and a folder."""
-    async with running(store, folder, storage_mode="file", database_url=database_url, **values) as service:
+    async with running(store, folder, **{"storage_mode": "file", "database_url": database_url, **values}) as service:
         stop = asyncio.Event()
         worker = asyncio.ensure_future(run_worker(service.deps.settings, pool="cpu", slots=slots, stop=stop))
         try:

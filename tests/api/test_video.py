@@ -196,6 +196,7 @@ async def test_the_limits_in_force_are_shown_without_secrets(start):
         config = (await service.get("/runpod/config", x_api_key="sesame")).body
         health = (await service.get("/runpod/health", x_api_key="sesame")).body
     assert (config["maxTimeout"], config["idleTimeout"], config["batchSize"]) == (99, 300, 3)
+    assert (config["splitAbove"], config["maxWorkers"], config["maxClipSeconds"]) == (50, 3, 600)
     assert (config["configured"], health["configured"]) == (False, False)
     assert "not configured" in health["message"]
     assert "sesame" not in json.dumps([config, health])

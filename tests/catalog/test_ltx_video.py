@@ -8,7 +8,7 @@ from mediamill.errors import InvalidRequest
 
 @pytest.mark.parametrize(("width", "height"), [(65, 64), (64, 721)])
 def test_odd_sizes_are_refused_with_the_reason(width: int, height: int) -> None:
-    with pytest.raises(InvalidRequest, match=f"must be even for H.264 video .got {width}x{height}"):
+    with pytest.raises(InvalidRequest, match=r"(width|height): must be even for H.264 video"):
         catalog.validate(catalog.get("ltx-video"), {"prompt": "a cat", "width": width, "height": height})
 
 

@@ -42,7 +42,7 @@ FAULTS = (
 """POINT.DEED: where in the walk, and what is done to the process that is there."""
 CUSTOMERS = 3
 _REACHED_WITHIN_S = 40.0
-_FREEZE_S = LEASE_S * 1.8
+FREEZE_S = LEASE_S * 2.5
 
 
 @dataclass
@@ -133,10 +133,11 @@ async def strike(running: Service, ledger: Ledger, fault: str) -> None:
         ledger.disturb = kill_every_worker
         async with asyncio.timeout(_REACHED_WITHIN_S):
             await reached.wait()
+        await asyncio.gather(*(asyncio.to_thread(worker.wait, 10) for worker in running.workers))
     else:
         pid = await bomb(running, fault)
         if deed == "stop":
-            await asyncio.sleep(_FREEZE_S)
+            await asyncio.sleep(FREEZE_S)
             os.kill(pid, signal.SIGCONT)
         elif deed == "kill":
             await asyncio.gather(*(asyncio.to_thread(w.wait, 10) for w in running.workers if w.pid == pid))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.ledger import slow_order
-from tests.chaos.siege import FAULTS, siege
+from tests.chaos.siege import FAULTS, Report, siege
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -55,16 +55,31 @@ async def test_nothing_is_lost_whatever_is_killed(folder: Path) -> None:
     assert not report.violations, report.table()
 
 
-@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "without-the-fence"])
-async def test_a_worker_that_comes_back_changes_nothing(folder: Path, *, fenced: bool) -> None:
-    """Work that is frozen past its lease, and still being done again when its first worker wakes.
+async def test_a_worker_that_comes_back_changes_nothing(folder: Path) -> None:
+    """Work that is frozen past its lease, and still being done again when its first worker wakes."""
+    report = await slow_siege(folder, SOURCE, seed=5)
+    assert not report.violations, report.table()
 
-    A copy of the code without the fence must not pass, or this and the test above prove nothing.
+
+async def test_without_the_fence_the_siege_is_lost(folder: Path) -> None:
+    """A copy of the code without the fence must not pass, or the two tests above prove nothing.
+
+    Whether the frozen worker comes back in time to do harm is a matter of chance; three sieges leave it little.
     """
-    source = SOURCE if fenced else without_the_fence(folder / "src")
-    faults = ["running.stop", "running.stop"]
-    report = await siege(folder, source=source, faults=faults, seed=5, mix=slow_order, outstanding=3)
-    assert bool(report.violations) != fenced, report.table()
+    source = without_the_fence(folder / "src")
+    found: list[str] = []
+    for seed in (5, 6, 7):
+        ground = folder / str(seed)
+        ground.mkdir(mode=0o755)
+        found = (await slow_siege(ground, source, seed=seed)).violations
+        if found:
+            break
+    assert found
+
+
+async def slow_siege(folder: Path, source: Path, *, seed: int) -> Report:
+    """Long jobs, few enough that a lost one is started again at once."""
+    return await siege(folder, source=source, faults=["running.stop"] * 2, seed=seed, mix=slow_order, outstanding=3)
 
 
 def without_the_fence(copy: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mediamill.media.encoders import works
 from tests.service import mediamill
 
 
@@ -107,6 +108,7 @@ def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path) -> None:
     said = [line.partition(":")[0] for line in done.stdout.splitlines()]
     about = ("settings", "API keys", "disk", "database", "storage", "FFmpeg", "encoders", "fonts", "GPU")
     assert said == [f"ok    {name}" for name in about]
+    assert done.stderr == ""
 
 
 def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
@@ -119,12 +121,14 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
         "DATABASE_URL": "postgresql://u:swordfish@127.0.0.1:9/x",
         "OUTPUT_DIR": str(tmp_path / "file" / "outputs"),
         "MEDIAMILL_FFMPEG": str(tmp_path / "file"),
+        "MEDIAMILL_ENCODER": "h264_nvenc",
     }
     done = mediamill("doctor", cwd=tmp_path, extra=extra)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     wrong = {line.split()[1] for line in lines if line.startswith("WRONG")}
     assert {"settings:", "API", "disk:", "database:", "storage:", "FFmpeg:"} <= wrong
+    assert ("encoders:" in wrong) != works("h264_nvenc")
     assert sum(line.startswith("WRONG") for line in lines) == sum(line.startswith("      mend: ") for line in lines)
     assert "MEDIAMILL_MODEL_NOSUCH names no catalog entry" in done.stdout
     assert "swordfish" not in done.stdout + done.stderr

@@ -136,6 +136,22 @@ def test_a_picture_has_no_duration_and_a_drawn_seed_is_told() -> None:
     }
 
 
+def test_a_preview_is_told_where_there_is_one() -> None:
+    running = replace(RUNNING, preview="previews/g/preview-2.png")
+    body = generation.reply(running, {"previews/g/preview-2.png": "https://x/preview-2.png"})
+    assert body == generation.reply(RUNNING, {}) | {"previewUrl": "https://x/preview-2.png"}
+
+
+def test_warnings_name_fields_as_this_contract_spells_them() -> None:
+    warned = replace(QUEUED, model="zimage", warnings=("negative_prompt has no effect while guidance_scale is 0.",))
+    told = ["negativePrompt has no effect while guidanceScale is 0."]
+    assert generation.accepted(warned)["warnings"] == told
+    assert generation.bulk_accepted("b", [QUEUED, warned])["jobs"] == [
+        {"index": 0, "jobId": "gen_abc123", "status": "queued"},
+        {"index": 1, "jobId": "gen_abc123", "status": "queued", "warnings": told},
+    ]
+
+
 def test_a_position_may_be_told_while_waiting() -> None:
     assert generation.reply(replace(QUEUED, position=3), {})["position"] == 3
 
@@ -286,8 +302,8 @@ def test_defaults_are_the_documents(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "field", "good", "bad"),
     [
-        ("ltx2", "duration", [3, 10, 4.5, "5"], [2.9, 10.1, "long", None]),
-        ("ltx2", "width", [512, 1920], [510, 1921, 1025]),
+        ("ltx2", "duration", [3, 10, 4.5, "5"], [2.9, 10.1, "long", None, True]),
+        ("ltx2", "width", [512, 1920], [510, 1922, 1025]),
         ("ltx2", "height", [512, 1080], [511, 1081]),
         ("ltx2", "numInferenceSteps", [10, 50], [9, 51]),
         ("ltx2", "guidanceScale", [1, 15], [0.9, 15.1]),
@@ -298,14 +314,17 @@ def test_defaults_are_the_documents(model: str) -> None:
         ("zimage", "width", [512, 2048, "1024", 1024.0], [511, 2049, 600.5]),
         ("zimage", "height", [512, 2048], [511, 2049]),
         ("zimage", "steps", [8, 100], [7, 101]),
-        ("zimage", "guidanceScale", [0, 1, 20], [0.5, 20.1, -1]),
-        ("zimage", "seed", [0, None, "42"], [-1, "x"]),
+        ("zimage", "guidanceScale", [0, 1, 20], [0.5, 20.1, -1, True]),
+        ("zimage", "seed", [0, None, "42"], [-1, "x", True]),
         ("longcat", "mode", ["at2v", "ai2v"], ["v2v"]),
         ("longcat", "resolution", ["480P", "720P"], ["480p", "1080P"]),
         ("longcat", "audioCfg", [1, 10], [0.9, 10.1]),
         ("longcat", "numSegments", [1, 10], [0, 11]),
-        ("wav2lip", "padTop", [0, 50], [-1, 51]),
+        ("wav2lip", "padTop", [0, 50], [-1, 51, False]),
         ("wav2lip", "padBottom", [0, 50], [-1, 51]),
+        ("wav2lip", "padLeft", [0, 50], [-1, 51]),
+        ("wav2lip", "padRight", [0, 50], [-1, 51]),
+        ("longcat", "prompt", ["", "x" * 5000], ["x" * 5001]),
     ],
 )
 def test_ranges_are_the_documents_and_errors_name_the_field(
@@ -338,6 +357,12 @@ def test_what_is_missing_is_named(raw: dict[str, Any], paths: list[str]) -> None
     with pytest.raises(InvalidRequest) as caught:
         generation.request(raw)
     assert [d.path for d in caught.value.details] == paths
+
+
+@pytest.mark.parametrize("field", ["width", "height"])
+def test_an_odd_size_of_a_video_is_refused_with_the_reason(field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{field}: must be even for H.264 video .got 601"):
+        generation.request({**REQUESTS["ltx2"][0], field: 601})
 
 
 def test_several_wrong_fields_are_all_named() -> None:
@@ -377,6 +402,9 @@ def test_catalog_errors_come_back_under_wire_names() -> None:
     error = InvalidRequest("x", details=[generation.Detail("negative_prompt", "m"), generation.Detail("odd", "n")])
     assert [d.path for d in generation.wire_error(error, "zimage").details] == ["negativePrompt", "odd"]
     assert [d.path for d in generation.wire_error(error, "ltx-video").details] == ["negative_prompt", "odd"]
+    error = InvalidRequest("x", details=[generation.Detail("webhook_url", "m")])
+    for model in ("zimage", "ltx-video"):
+        assert [d.path for d in generation.wire_error(error, model).details] == ["webhookUrl"]
 
 
 @pytest.mark.parametrize(

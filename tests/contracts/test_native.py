@@ -46,6 +46,12 @@ def test_optional_fields_appear_only_when_known():
     }
 
 
+def test_a_running_job_tells_whole_seconds_left_and_where_its_preview_is():
+    running = replace(JOB, status=Status.RUNNING, eta_s=2.1, preview="previews/j1/preview-3.png")
+    body = native.reply(running, {"previews/j1/preview-3.png": "http://x/preview-3.png"})
+    assert (body["eta_s"], body["preview_url"]) == (3, "http://x/preview-3.png")
+
+
 def test_artifacts_show_probed_facts_and_leave_out_what_does_not_apply():
     clip = Artifact("a.mp4", "outputs/j1/a.mp4", "video/mp4", 10, "ab", MediaFacts(320, 180, 1.0, 24.0, 24, "h264"))
     sound = Artifact("b.wav", "outputs/j1/b.wav", "audio/wav", 5, "cd", MediaFacts(duration_s=2.5))

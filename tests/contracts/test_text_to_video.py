@@ -10,7 +10,17 @@ import pytest
 
 from mediamill import catalog
 from mediamill.contracts import text_to_video as contract
-from mediamill.errors import Busy, DeadlineExceeded, InvalidRequest, MediamillError, OutOfMemory, Unauthorized
+from mediamill.errors import (
+    Busy,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    MediamillError,
+    OutOfMemory,
+    TooMany,
+    Unauthorized,
+)
 from mediamill.model import Artifact, Job, JobError, MediaFacts, Status
 
 DOCUMENTED = {
@@ -46,27 +56,35 @@ DONE = Job(
 
 def test_the_documents_request_is_the_catalogs_input() -> None:
     asked = contract.request(DOCUMENTED)
-    assert asked.input == DOCUMENTED
-    assert (asked.response_format, asked.webhook_url, asked.warnings) == ("base64", None, ())
+    assert asked.input == {**DOCUMENTED, "image_url": None}
+    assert (asked.model, asked.response_format, asked.webhook_url, asked.warnings) == ("ltx-video", "base64", None, ())
     request, warnings = catalog.validate(catalog.get("ltx-video"), asked.input)
     assert request.model_dump() == {**DOCUMENTED, "image_url": None}
     assert warnings == ()
 
 
 def test_defaults_are_the_documents() -> None:
-    assert contract.request({"prompt": "p"}).input == {**DOCUMENTED, "prompt": "p", "negative_prompt": "", "seed": None}
+    unasked = {"negative_prompt": "", "seed": None, "image_url": None}
+    assert contract.request({"prompt": "p"}).input == {**DOCUMENTED, "prompt": "p", **unasked}
+
+
+def test_the_router_takes_the_models_name() -> None:
+    """What the document's service layer sends: `generateVideo({model: 'ltx-video', prompt, num_frames})`."""
+    asked = contract.request({"model": "ltx-video", "prompt": "A cat playing piano", "num_frames": 24})
+    assert (asked.model, asked.warnings) == ("ltx-video", ())
 
 
 @pytest.mark.parametrize(
     ("field", "good", "bad"),
     [
-        ("num_frames", [1, 257, "24"], [0, 258, 1.5]),
-        ("fps", [1, 60], [0, 61]),
+        ("model", ["ltx-video"], ["sora", None]),
+        ("num_frames", [1, 257, "24"], [0, 258, 1.5, True]),
+        ("fps", [1, 60], [0, 61, True]),
         ("width", [64, 1920], [62, 1922, 513]),
         ("height", [64, 1920], [62, 1922, 65]),
         ("num_inference_steps", [1, 100], [0, 101]),
         ("guidance_scale", [0, 20], [-0.1, 20.1]),
-        ("seed", [0, None], [-1, "x"]),
+        ("seed", [0, None], [-1, "x", True]),
         ("prompt", ["x"], ["", None, 7]),
         ("response_format", ["url"], ["gif"]),
     ],
@@ -80,6 +98,12 @@ def test_published_ranges_hold(field: str, good: list[Any], bad: list[Any]) -> N
         (complaint,) = contract.error_reply(caught.value, 422)["detail"]
         assert complaint["loc"] == ["body", field]
         assert complaint["msg"]
+
+
+@pytest.mark.parametrize("field", ["width", "height"])
+def test_an_odd_size_is_refused_with_the_reason(field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{field}: must be even for H.264 video .got 65"):
+        contract.request({**DOCUMENTED, field: 65})
 
 
 def test_a_missing_prompt_has_fastapis_words() -> None:
@@ -132,6 +156,10 @@ def test_the_webhook_is_the_reply_with_a_url(job: Job, body: dict[str, Any]) -> 
         (DeadlineExceeded("too long"), 504, "Video generation failed: too long"),
         (Unauthorized("who?"), 401, "who?"),
         (Busy("full"), 503, "full"),
+        (TooMany("enough"), 429, "enough"),
+        (Conflict("another body"), 409, "another body"),
+        (Cancelled("Job j was cancelled."), 409, "Video generation failed: Job j was cancelled."),
+        (MediamillError(), 500, "Video generation failed: Something went wrong."),
     ],
 )
 def test_errors_have_one_detail(error: MediamillError, status: int, detail: str) -> None:

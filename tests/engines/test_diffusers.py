@@ -21,7 +21,7 @@ from mediamill.engines.diffusers import DiffusersEngine, family_of, locate
 from mediamill.engines.diffusers.memory import Placement
 from mediamill.engines.diffusers.residency import Key, Residency
 from mediamill.errors import Cancelled, EngineFailed, MediamillError, ModelUnavailable, NotImplementedYet, OutOfMemory
-from mediamill.media.probe import probe
+from mediamill.media.probe import inspect, probe
 from mediamill.model import EngineContext, Phase, Progress, Work
 from tests.fixtures_tiny import run, work_of
 from tests.tiny_pipelines import build_ltx_video, poison
@@ -85,6 +85,8 @@ def test_a_clip_has_the_size_frames_and_rate_asked_for(
     assert (facts.width_px, facts.height_px, facts.frames, facts.fps) == (width, height, frames, fps)
     assert facts.video_codec == "h264"
     assert facts.duration_s == pytest.approx(frames / fps, abs=0.001)
+    colour = inspect(ran.file.path).video[0].colour
+    assert (colour.matrix, colour.primaries, colour.transfer, colour.range) == (1, 1, 1, 1)  # bt709, limited
 
 
 def test_a_picture_is_the_one_that_diffusers_makes(
@@ -122,6 +124,29 @@ def test_the_frames_are_those_that_diffusers_makes(tmp_path: Path, conditioned: 
         **decoder,
     )
     assert np.array_equal(np.stack(frames), expected)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("begins", [False, True], ids=["text", "picture"])
+def test_later_checkpoints_run_as_their_own_pipeline_does(tmp_path: Path, steps: int, begins: bool) -> None:
+    folder = build_ltx_video(tmp_path / "model", timestep_conditioning=True, cls="LTXConditionPipeline")
+    picture = Image.new("RGB", (64, 64), "teal")
+    picture.save(tmp_path / "in.png")
+    inputs = {"image_url": tmp_path / "in.png"} if begins else {}
+    work = work_of("ltx-video", **{**SMALL_CLIP, "num_inference_steps": steps}, inputs=inputs)
+    call: dict[str, Any] = {"prompt": "a red fox", "negative_prompt": "", "width": 64, "height": 64, "num_frames": 9}
+    call |= {"frame_rate": 8, "num_inference_steps": steps, "guidance_scale": 7.5}
+    call |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "image": picture if begins else None}
+    if steps == 1:
+        call["timesteps"] = [1000.0]
+    expected = stock(folder, "LTXConditionPipeline", **call)
+    assert np.array_equal(np.stack(list(frames_before_encoding(folder, work))), expected)
+    own = engine_module.create({"MEDIAMILL_MODEL_LTX_VIDEO": str(folder), "DEVICE": "cpu"})
+    ran = run(own, tmp_path / "s", work)
+    own.close()
+    assert probe(ran.file.path, media_type="video/mp4").frames == 9
+    assert len(ran.previews) == max(0, steps - 2)
 
 
 def frames_before_encoding(folder: Path, work: Work) -> Iterator[np.ndarray]:
@@ -254,7 +279,7 @@ def test_progress_rises_through_the_phases_with_previews_between(
     assert [p.message for p in steps] == [f"step {i} of 9" for i in range(1, 10)]
     assert all(p.eta_s is not None and p.eta_s > 0 for p in steps[1:])
     assert [p.phase for p in ran.progress if p.phase is Phase.ENCODING]
-    assert [p.name for p in ran.previews] == ["preview.png"] * 4
+    assert [p.name for p in ran.previews] == [f"preview-{step}.png" for step in (2, 4, 6, 8)]
     assert len({digest(p.path) for p in ran.previews}) == 4
     assert all(pixels(p.path).shape == (256, 256, 3) for p in ran.previews)
     last_preview = max(i for i, e in enumerate(ran.events) if e in ran.previews)

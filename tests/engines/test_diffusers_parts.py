@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +14,8 @@ import pytest
 import torch
 
 from mediamill import catalog
-from mediamill.catalog import Weights
-from mediamill.engines.diffusers import decode, locate, memory, plain, preview
+from mediamill.catalog import Entry, Request, Weights, _entries, load, register
+from mediamill.engines.diffusers import create, decode, locate, memory, plain, preview
 from mediamill.engines.diffusers.geometry import centre_crop, frames_up, grid_up
 from mediamill.engines.diffusers.locate import Located
 from mediamill.engines.diffusers.memory import Need, Placement
@@ -21,7 +23,11 @@ from mediamill.engines.diffusers.pace import Pace
 from mediamill.engines.diffusers.relay import relay
 from mediamill.engines.diffusers.residency import Key, Residency
 from mediamill.errors import EngineFailed, ModelUnavailable, OutOfMemory
+from mediamill.media.probe import probe
 from mediamill.model import Work
+from tests.fixtures_tiny import run, work_of
+from tests.hub import hub
+from tests.service import environment
 from tests.tiny_pipelines import as_hub_cache
 
 
@@ -370,29 +376,76 @@ def test_model_name_counts_for_the_entry_whose_family_runs_it(tiny_zimage: Path,
     assert locate.configured(ltx, own, pipelines=("LTXPipeline",)) == "org/mine"
 
 
-def test_a_plain_pipeline_is_called_with_the_entrys_own_fields(tiny_zimage: Path) -> None:
-    work = Work(
-        "j",
-        1,
-        "any",
-        {"prompt": "a fox", "width": 70, "height": 64, "steps": 3, "seed": 5, "guidance_scale": 0.0, "x": 1},
+class AnyRequest(Request):
+    """All that a further model has to say."""
+
+    prompt: str
+    width: int = 64
+    height: int = 64
+    steps: int = 2
+    guidance_scale: float = 0.0
+    seed: int | None = None
+    sampler: str = "of no use to the pipeline"
+
+
+def test_a_further_model_is_one_catalog_entry(tiny_zimage: Path, tmp_path: Path) -> None:
+    entry = Entry(
+        name="any-model",
+        summary="Any pipeline.",
+        request=AnyRequest,
+        engine="diffusers",
+        output_kind="image",
+        pool="gpu",
+        weights=Weights(repo="org/any"),
     )
     found = Located(tiny_zimage, "here", "ZImagePipeline", {})
-    plan = plain.plan(work, Weights(repo="org/any", size_multiple=16), found)
+    plan = plain.plan(Work("j", 1, entry.name, AnyRequest(prompt="a fox", width=70).model_dump()), entry.weights, found)
     assert dict(plan.call) == {
         "prompt": "a fox",
         "width": 80,
         "height": 64,
-        "num_inference_steps": 3,
+        "num_inference_steps": 2,
         "guidance_scale": 0.0,
     }
-    residency = Residency(ttl_s=60)
-    key = Key(tiny_zimage, Placement("cpu", "float32"))
-    with residency.using(key, name="any", pipeline="ZImagePipeline", room_bytes=0, budget=2**40) as loaded:
-        frames = list(
-            plain.generate(
-                loaded.shell(), plan, callback=lambda _p, _i, _t, kept: kept, generator=torch.Generator().manual_seed(5)
+    register(entry)
+    load.cache_clear()
+    try:
+        engine = create({"MEDIAMILL_MODEL_ANY_MODEL": str(tiny_zimage), "DEVICE": "cpu"})
+        ran = run(engine, tmp_path, work_of("any-model", prompt="a fox", width=70, seed=5))
+        engine.close()
+    finally:
+        _entries.pop(entry.name)
+        load.cache_clear()
+    assert probe(ran.file.path).width_px == 70
+    assert ran.output["seed"] == 5
+
+
+def test_a_pull_tells_how_much_of_how_much_has_come(tmp_path: Path, tiny_zimage: Path) -> None:
+    """In a process of its own: the hub's address is read when its library is imported."""
+    script = """
+import sys
+from mediamill.engines.diffusers import pull
+told = []
+print(pull.pull("org/model", {"HF_HUB_CACHE": sys.argv[1]}, on_bytes=lambda done, total: told.append((done, total))))
+print(told[-1][0], {total for _, total in told}, [done for done, _ in told] == sorted(done for done, _ in told))
+"""
+    needed = [p for p in tiny_zimage.rglob("*") if p.is_file() and p.suffix != ".md"]
+    with hub(tiny_zimage, "org/model", token="hf_secret") as served:
+        for token in ("hf_wrong", "hf_secret"):
+            extra = {"HF_ENDPOINT": served.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+            done = subprocess.run(
+                [sys.executable, "-c", script, str(tmp_path)],
+                env=environment(extra),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
             )
-        )
-    residency.close()
-    assert [f.shape for f in frames] == [(64, 70, 3)]
+            if token == "hf_wrong":
+                assert "set HF_TOKEN" in done.stderr
+                assert token not in done.stderr
+    size = sum(p.stat().st_size for p in needed)
+    folder, told = done.stdout.splitlines()
+    assert folder.startswith(str(tmp_path))
+    assert told == f"{size} {{{size}}} True"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,10 +18,13 @@ import pytest
 import srt
 
 from mediamill.engines import whisper
-from mediamill.errors import Cancelled, InvalidRequest, ModelUnavailable
+from mediamill.engines.whisper.residency import Key
+from mediamill.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from mediamill.media.karaoke import parse_ass
 from mediamill.model import EngineContext, InputFile, OutputData, OutputFile, Phase, Progress, Work
 from tests import speech
+from tests.hub import hub
+from tests.service import environment
 
 NAMES = ["segments.srt", "karaoke.ass", "words.json"]
 
@@ -190,14 +196,164 @@ def test_a_language_the_model_does_not_know_is_refused(engine: whisper.WhisperEn
         Ran(engine, speech.recording("beckett.wav"), tmp_path / "s", language="pt")
 
 
-def test_a_doubtful_language_is_reported_and_gives_text(engine: whisper.WhisperEngine, tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    # Half a second of speech under noise: too little for the model to be sure of the language.
-    clip = speech.samples("beckett.wav")[:24_000].astype(float)
-    noisy = np.clip(clip * 0.5 + rng.normal(0, 1500, clip.size), -32768, 32767).astype(np.int16)
-    ran = Ran(engine, speech.write_wav(tmp_path / "x.wav", noisy), tmp_path / "s", model="base", vad=False)
-    sure = float(str(ran.output["language_probability"] or 0)) >= whisper.SURE_LANGUAGE
-    assert sure or any("doubtful" in w or "No words" in w for w in ran.output["warnings"])  # type: ignore[attr-defined]
+class Polyglot:
+    """Understands one language at most: a word every half second. Not sure which one it hears."""
+
+    supported_languages = ("en", "la", "pt", "es")
+    model = SimpleNamespace(is_multilingual=True, num_languages=99)
+
+    def __init__(self, understands: str | None, heard: Sequence[tuple[str, float]]) -> None:
+        self.understands, self.heard = understands, list(heard)
+        self.asked: list[tuple[str, str, float]] = []
+
+    def detect_language(self, *, audio: np.ndarray) -> tuple[str, float, list[tuple[str, float]]]:
+        return (*self.heard[0], self.heard)
+
+    def transcribe(self, audio: np.ndarray, *, language: str, task: str, **_: object) -> tuple[Iterator[object], None]:
+        length_s = audio.size / speech.RATE_HZ
+        self.asked.append((language, task, round(length_s)))
+        words = [
+            SimpleNamespace(word=f" {language}{n}", start=n / 2, end=n / 2 + 0.4, probability=0.9)
+            for n in range(int(length_s * 2) if language == self.understands else 0)
+        ]
+        text = "".join(word.word for word in words)
+        told = {"seek": 0, "temperature": 0.0, "tokens": [], "avg_logprob": -0.2, "no_speech_prob": 0.1}
+        segment = SimpleNamespace(start=0.0, end=length_s, text=text, words=words, compression_ratio=1.0, **told)
+        return iter([segment] if words else []), None
+
+
+def _heard_by(model: Polyglot, tmp_path: Path, recording: str, **params: object) -> Ran:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (folder / name).touch()
+    settings = {"MEDIAMILL_MODEL_WHISPER_BASE": str(folder), "DEVICE": "cpu"}
+    engine = whisper.WhisperEngine(settings, load=lambda _: model)
+    try:
+        return Ran(engine, speech.recording(recording), tmp_path / "s", model="base", **params)
+    finally:
+        engine.close()
+
+
+DOUBTFUL = [("la", 0.5), ("pt", 0.4), ("es", 0.06), ("en", 0.04)]
+
+
+def test_a_doubtful_language_without_text_gives_way_to_the_next_and_is_reported(tmp_path: Path) -> None:
+    model = Polyglot("pt", DOUBTFUL)
+    ran = _heard_by(model, tmp_path, "two_cities.wav")
+    assert (ran.output["language"], ran.output["language_probability"]) == ("pt", 0.4)
+    assert str(ran.output["text"]).startswith("pt0 pt1 pt2")
+    assert ran.output["warnings"] == [
+        "The language is doubtful (la 0.50, pt 0.40, es 0.06); 'pt' was used because the first gave no text. "
+        "Name it with `language` if it is wrong."
+    ]
+    (_, _, whole_s), *others = model.asked
+    assert whole_s > 40
+    assert others == [("pt", "transcribe", 30), ("pt", "transcribe", whole_s)], "tried on its beginning first"
+    fractions = [p.fraction for p in ran.progress]
+    assert fractions == sorted(fractions)
+
+
+def test_a_doubtful_language_that_gives_text_is_reported_too(tmp_path: Path) -> None:
+    ran = _heard_by(Polyglot("la", DOUBTFUL), tmp_path, "beckett.wav")
+    assert ran.output["language"] == "la"
+    assert "'la' was used. Name it" in str(ran.output["warnings"])
+
+
+def test_what_no_language_makes_sense_of_is_never_a_silent_success(tmp_path: Path) -> None:
+    model = Polyglot(None, DOUBTFUL)
+    ran = _heard_by(model, tmp_path, "two_cities.wav")
+    assert ran.output["text"] == ""
+    doubtful, nothing = ran.output["warnings"]  # type: ignore[misc]
+    assert "doubtful (la 0.50, pt 0.40, es 0.06)" in doubtful
+    assert "No words were recognised in 4" in nothing
+    assert "music" in nothing
+    assert [(language, heard_s > 30) for language, _, heard_s in model.asked] == [
+        ("la", True),
+        ("pt", False),
+        ("es", False),
+    ]
+
+
+def test_a_sure_or_forced_language_is_the_only_one_and_no_reason_for_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "sure").mkdir()
+    sure, forced = Polyglot("pt", [("pt", 0.9), ("la", 0.1)]), Polyglot("es", DOUBTFUL)
+    assert _heard_by(sure, tmp_path / "sure", "beckett.wav").output["warnings"] == []
+    ran = _heard_by(forced, tmp_path, "beckett.wav", language="es", task="translate")
+    assert (ran.output["language"], ran.output["language_probability"], ran.output["warnings"]) == ("es", 1.0, [])
+    assert {asked[:2] for asked in forced.asked} == {("es", "translate")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "compute_type"),
+    [
+        ({"DEVICE": "cpu"}, "cpu", "int8"),
+        ({"DEVICE": "cpu", "DTYPE": "float32"}, "cpu", "float32"),
+        ({"DEVICE": "cpu", "DTYPE": "bfloat99"}, "cpu", "int8"),
+        ({"DEVICE": "cuda:1"}, "cuda:1", "float16"),
+        ({"DEVICE": "mps"}, "cpu", "int8"),
+    ],
+)
+def test_a_cpu_counts_in_int8_and_a_gpu_in_float16(
+    tmp_path: Path, settings: dict[str, str], device: str, compute_type: str
+) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).touch()
+    keys: list[Key] = []
+    everything = {"MEDIAMILL_MODEL_WHISPER_TINY": str(tmp_path), "MEDIAMILL_CPU_SLOTS": "1", **settings}
+    engine = whisper.WhisperEngine(everything, load=lambda key: keys.append(key) or Polyglot("pt", DOUBTFUL))
+    for decoding in ("sequential", "parallel"):
+        Ran(engine, speech.recording("beckett.wav"), tmp_path / "s", language="pt", decoding=decoding)
+    engine.close()
+    assert {(key.device, key.compute_type) for key in keys} == {(device, compute_type)}
+    assert keys[0].workers == 1
+    assert keys[1].workers > 1
+
+
+def test_a_device_that_is_none_says_so(tmp_path: Path) -> None:
+    engine = whisper.create({"MEDIAMILL_MODEL_WHISPER_TINY": str(speech.tiny_en()), "DEVICE": "abacus"})
+    with pytest.raises(EngineFailed, match="DEVICE='abacus'.*cpu, cuda"):
+        Ran(engine, speech.recording("beckett.wav"), tmp_path / "s")
+
+
+FETCH = """
+import sys, threading
+from pathlib import Path
+from mediamill.engines import whisper
+from mediamill.model import EngineContext, InputFile, OutputData, Progress, Work
+engine = whisper.create({"MEDIAMILL_MODEL_WHISPER_TINY": "org/tiny", "DEVICE": "cpu"})
+source = InputFile("url_audio", Path(sys.argv[1]), "audio/wav", 1, "")
+work = Work("j", 1, "transcribe", {"url_audio": "file:x", "model": "tiny"}, {"url_audio": source})
+for event in engine.run(work, EngineContext(Path.cwd(), threading.Event())):
+    if isinstance(event, Progress):
+        print(event.phase, event.fraction, event.message)
+    elif isinstance(event, OutputData):
+        print(event.values["text"])
+"""
+
+
+def test_weights_that_are_not_here_are_fetched_once_saying_so(tmp_path: Path) -> None:
+    with hub(speech.tiny_en(), "org/tiny", extra={"pytorch_model.bin": b"not needed"}) as served:
+        variables = environment({"HF_ENDPOINT": served.url, "HF_HUB_CACHE": str(tmp_path / "hub")})
+        told = [_printed(FETCH, variables, tmp_path) for _ in range(2)]
+    fetching = [line for line in told[0] if "download" in line]
+    assert all(line.startswith("loading ") for line in fetching)
+    assert fetching[-1].endswith(f"downloaded org/tiny: {sum(p.stat().st_size for p in _needed()) / 1e6:.0f} MB")
+    assert float(fetching[-1].split()[1]) > float(fetching[0].split()[1])
+    assert sorted(set(served.asked)) == sorted(p.name for p in _needed())
+    assert not any("download" in line for line in told[1])
+    assert all(speech.plain_words(speech.BECKETT) == speech.plain_words(lines[-2]) for lines in told)
+
+
+def _needed() -> list[Path]:
+    return [p for p in speech.tiny_en().iterdir() if p.name.startswith(("config", "preproc", "model", "token", "voc"))]
+
+
+def _printed(script: str, variables: dict[str, str], folder: Path) -> list[str]:
+    command = [sys.executable, "-c", script, str(speech.recording("beckett.wav"))]
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:

@@ -84,6 +84,9 @@ def test_speech_with_no_word_in_it_is_found() -> None:
     assert in_seconds(unheard(probabilities, part, [(0.0, 4.2), (4.8, 8.0)], least_s=1.2)) == []
 
 
+SURE = {"avg_logprob": -0.2, "no_speech_prob": 0.1, "compression_ratio": 1.0}
+
+
 @dataclass
 class StandIn:
     """Says one word a second, named by the loudness of that second; deaf to seconds listed, unless heard alone.
@@ -96,6 +99,7 @@ class StandIn:
     calls: list[float] = field(default_factory=list)
     gate: threading.Event | None = None
     asked: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 0.0
 
     @property
     def model(self) -> Any:
@@ -107,7 +111,7 @@ class StandIn:
         return self._segments(audio), None
 
     def _segments(self, audio: np.ndarray) -> Iterator[Any]:
-        alone = audio.size < 4 * RATE_HZ
+        alone = audio.size < 6 * RATE_HZ
         for at in range(audio.size // RATE_HZ + 1):
             second = audio[at * RATE_HZ : (at + 1) * RATE_HZ]
             loud = round(float(np.abs(second).max() * 1000)) if second.size else 0
@@ -124,9 +128,10 @@ class StandIn:
                 end=word.end,
                 text=word.word,
                 words=[word],
-                avg_logprob=-0.2,
-                no_speech_prob=0.1,
-                compression_ratio=1.0,
+                **SURE,
+                seek=at,
+                temperature=self.temperature,
+                tokens=[at],
             )
 
     def detect_language(self, *, audio: np.ndarray) -> tuple[str, float, list[tuple[str, float]]]:
@@ -166,6 +171,15 @@ def test_parts_decoded_at_once_come_back_in_order_with_their_times(tmp_path: Pat
     assert {type(w.probability) for s in run.segments for w in s.words} == {float}
 
 
+@pytest.mark.parametrize(("temperature", "carried"), [(0.0, list(range(7))), (0.8, None)])
+def test_a_part_continues_what_was_said_before_unless_that_was_guessed(
+    tmp_path: Path, temperature: float, carried: list[int] | None
+) -> None:
+    model = StandIn(temperature=temperature)
+    list(decode(model, numbered(tmp_path, 20), workers=1, most_s=10, cancelled=threading.Event()))
+    assert model.asked["initial_prompt"] == carried
+
+
 def test_what_the_model_missed_is_heard_again_and_nothing_twice(tmp_path: Path) -> None:
     model = StandIn(deaf=frozenset({8, 9, 10, 25}))
     run = decode(model, numbered(tmp_path, 40), workers=2, most_s=20, cancelled=threading.Event())
@@ -190,8 +204,8 @@ class Dictated:
     def _segment(words: list[tuple[str, float, float]]) -> Any:
         timed = [SimpleNamespace(word=f" {w}", start=a, end=b, probability=0.9) for w, a, b in words]
         text = "".join(w.word for w in timed)
-        sure = {"avg_logprob": -0.2, "no_speech_prob": 0.1, "compression_ratio": 1.0}
-        return SimpleNamespace(start=timed[0].start, end=timed[-1].end, text=text, words=timed, **sure)
+        told = {**SURE, "seek": 0, "temperature": 0.0, "tokens": []}
+        return SimpleNamespace(start=timed[0].start, end=timed[-1].end, text=text, words=timed, **told)
 
 
 def dictated(model: Dictated, folder: Path, probabilities: np.ndarray) -> list[str]:
@@ -215,29 +229,35 @@ def dictated(model: Dictated, folder: Path, probabilities: np.ndarray) -> list[s
 
 def test_words_missing_in_the_middle_of_a_segment_are_put_in_their_place(tmp_path: Path) -> None:
     first = [[("one", 1.0, 1.4), ("two", 1.5, 1.9), ("seven", 8.0, 8.4)]]
-    again = [[("three", 0.5, 0.9), ("four", 1.2, 1.6)], [("five", 3.0, 3.4)]]
+    again = [[("two", 0.1, 0.3), ("three", 1.2, 1.6), ("four", 1.9, 2.3)], [("five", 3.7, 4.1)]]
     model = Dictated([first, again])
     spoken = voiced((1, 2), (3, 6.4), (8, 8.5), total_s=10)
     assert dictated(model, tmp_path, spoken) == ["one", "two", "three", "four", "five", "seven"]
-    assert model.calls == [10.0, 4.0]
+    assert model.calls == [10.0, 5.4]
 
 
 def test_a_word_stretched_over_lost_speech_gives_way_to_what_was_said(tmp_path: Path) -> None:
     first = [[("it", 1.0, 1.3), ("the", 1.4, 5.5), ("end", 5.6, 6.0)]]
-    again = [[("was", 0.4, 0.8), ("the", 0.9, 1.3), ("very", 1.5, 2.2), ("very", 2.3, 3.0), ("slow", 3.3, 4.1)]]
+    again = [[("was", 1.1, 1.5), ("the", 1.6, 2.0), ("very", 2.2, 2.9), ("very", 3.0, 3.7), ("slow", 4.0, 4.8)]]
     spoken = voiced((1, 6), total_s=8)
     assert dictated(Dictated([first, again]), tmp_path, spoken) == ["it", "was", "the", "very", "very", "slow", "end"]
-    sung = [[("looove", 0.4, 4.3)]]
+    sung = [[("looove", 1.1, 5.0)]]
     assert dictated(Dictated([first, sung]), tmp_path, spoken) == ["it", "the", "end"]
+
+
+def test_words_without_any_length_were_not_spoken(tmp_path: Path) -> None:
+    ran_on = [("of", 1.9, 1.9), ("the", 1.9, 1.9), ("age", 1.9, 1.9), ("of", 1.9, 1.9)]
+    first = [[("one", 1.0, 1.4), ("two", 1.5, 1.9), *ran_on], [("it", 2.0, 2.0), ("was", 2.1, 2.5)]]
+    assert dictated(Dictated([first]), tmp_path, voiced((1, 2.6), total_s=4)) == ["one", "two", "it", "was"]
 
 
 def test_slow_single_words_that_are_missing_count_together(tmp_path: Path) -> None:
     spoken = voiced((1, 2), *((n + 0.2, n + 0.7) for n in range(4, 9)), (11, 12), total_s=14)
     first = [[("begin", 1.1, 1.9), ("end", 11.1, 11.9)]]
-    again = [[(f"w{n}", n - 3.5, n - 3.1) for n in range(4, 9)]]
+    again = [[(f"w{n}", n - 2.8, n - 2.4) for n in range(4, 9)]]
     model = Dictated([first, again])
     assert dictated(model, tmp_path, spoken) == ["begin", "w4", "w5", "w6", "w7", "w8", "end"]
-    assert model.calls == [14.0, 5.1]
+    assert model.calls == [14.0, 6.5]
 
 
 def test_what_was_asked_reaches_the_model(tmp_path: Path) -> None:

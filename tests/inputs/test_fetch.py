@@ -114,6 +114,25 @@ async def test_a_refused_address_is_reported_without_a_second_try() -> None:
     await guard.close()
 
 
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("http://127.0.0.2:1/x", r"127.0.0.1 leads to 127.0.0.2, which may not be used: its address is not public"),
+        ("http://169.254.169.254/", r"127.0.0.1 leads to 169.254.169.254, which may not be used: its address is not"),
+        ("file:///etc/passwd", r"127.0.0.1 leads to something that is not an http\(s\) URL\.$"),
+    ],
+)
+async def test_a_redirect_that_leads_astray_is_reported_once_by_where_it_leads(
+    web_server: WebServer, target: str, says: str
+) -> None:
+    guard = UrlGuard(["127.0.0.1"])
+    page = Page(status=302, headers={"Location": target})
+    with pytest.raises(InputUnreachable, match=says):
+        await fetched(guard, web_server.url("/r", page))
+    assert len(page.requests) == 1
+    await guard.close()
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_no_more_than_the_cap_is_read(guard: UrlGuard, web_server: WebServer, chunked: bool) -> None:
     url = web_server.url("/x", Page(BODY, chunked=chunked))

@@ -361,3 +361,37 @@ async def test_a_frozen_process_in_a_transaction_does_not_hold_a_job_for_ever(da
         await connection.execute("SELECT FROM job WHERE id = $1 FOR UPDATE", UUID(job.id))
         assert await succeed(store, taken)  # waits for the lock, which goes with the session of the sleeper
         connection.terminate()
+
+
+async def test_the_time_left_counts_down_and_is_forgotten_with_the_next_word(store: JobStore) -> None:
+    job = await make(store)
+    taken = await take(store)
+    await store.beat(job.id, taken.attempt, progress=0.1, eta_s=60)
+    first = (await store.get(job.id)).eta_s
+    assert first is not None
+    await asyncio.sleep(0.02)
+    later = (await store.get(job.id)).eta_s
+    assert later is not None
+    assert 0 < later < first <= 60
+    await store.beat(job.id, taken.attempt, eta_s=0.0)
+    assert (await store.get(job.id)).eta_s == 0
+    await store.beat(job.id, taken.attempt, progress=0.2)
+    assert (await store.get(job.id)).eta_s is None
+
+
+async def test_the_newest_preview_shows_while_the_attempt_runs(store: JobStore) -> None:
+    job = await make(store)
+    taken = await take(store)
+    for key in ("previews/1.png", "previews/2.png", None):
+        await store.beat(job.id, taken.attempt, eta_s=9, preview=key)
+    assert (await store.get(job.id)).preview == "previews/2.png"
+    assert await store.hand_back(job.id, taken.attempt)
+    waiting = await store.get(job.id)
+    assert (waiting.preview, waiting.eta_s) == (None, None)
+    again = await take(store)
+    running = await store.get(job.id)
+    assert (running.preview, running.eta_s) == (None, None)
+    await store.beat(job.id, again.attempt, eta_s=9, preview="previews/3.png")
+    await succeed(store, again)
+    ended = await store.get(job.id)
+    assert (ended.preview, ended.eta_s) == (None, None)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -94,10 +96,37 @@ def test_the_setting_decides_and_auto_falls_back_to_software():
     assert choose("h264_nvenc").name == "h264_nvenc"
     assert choose("auto").name == ("h264_nvenc" if works("h264_nvenc") else "libx264")
     assert choose("libx264", codec="av1").name == "libsvtav1"
-    assert {q: software("h264", q, still=True).options for q in ("fast", "balanced", "best")}
+    stills = [software("h264", quality, still=True) for quality in ("fast", "balanced", "best")]
+    assert [choice.threads for choice in stills] == [1, 1, 1], "clips run side by side, a core each"
+    assert len({str(choice.options) for choice in stills}) == 3
 
 
 def test_an_encoder_that_does_not_start_says_so(tmp_path):
     broken = EncoderChoice("libx264", {"preset": "no-such-preset"})
     with pytest.raises(EngineFailed, match="libx264"):
         VideoWriter(tmp_path / "a.mp4", width_px=64, height_px=36, fps=Fraction(24), encoder=broken)
+
+
+def test_a_disk_that_fills_up_at_the_very_end_is_the_encoders_failure(tmp_path):
+    """With a limit on file sizes, in a child process: the index is written when the file is closed."""
+    program = (
+        "import pathlib, resource, signal, sys\n"
+        "import numpy as np\n"
+        "from mediamill.errors import EngineFailed\n"
+        "from mediamill.media.encode import frames_to_video\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n"
+        "try:\n"
+        "    frames_to_video([np.zeros((64, 64, 3), np.uint8)] * 2, pathlib.Path(sys.argv[1]), fps=24)\n"
+        "except EngineFailed as error:\n"
+        "    print(error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.mp4")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("The video cannot be finished: File too large"), ran.stdout + ran.stderr

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from mediamill.api.auth import Caller
 from mediamill.api.errors import WrongContentType
+from mediamill.catalog import MAX_DETAILS
 from mediamill.config import Settings
 from mediamill.errors import Detail, InvalidRequest, TooLarge
 from mediamill.inputs.guard import UrlGuard
@@ -109,10 +110,30 @@ def parse_object(body: bytes) -> dict[str, Json]:
     try:
         parsed = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
+        details = _unfinite(body)
+        sentence = "; ".join(f"{d.path}: {d.message}" for d in details[:5])
+        raise InvalidRequest(sentence or f"The body is not valid JSON: {error}.", details=details) from error
     if not isinstance(parsed, dict):
         raise InvalidRequest(f"The body must be a JSON object (got {type(parsed).__name__}).")
     return parsed
+
+
+def _unfinite(body: bytes) -> tuple[Detail, ...]:
+    """The fields that hold NaN or Infinity, when those are all that keeps the body from being JSON."""
+    try:
+        parsed = from_json(body)
+    except ValueError:
+        return ()
+    found: list[Detail] = []
+    waiting: list[tuple[str, Json]] = [("", parsed)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            found.append(Detail(path, f"must be a finite number (got {value})"))
+        elif isinstance(value, dict | list):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += reversed([(f"{path}.{name}" if path else str(name), item) for name, item in inner])
+    return tuple(found[:MAX_DETAILS])
 
 
 async def _idempotency_key(request: Request) -> str | None:

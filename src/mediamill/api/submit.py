@@ -157,10 +157,10 @@ async def _checked(deps: Deps, entry: Entry, raw: Mapping[str, Json], contract: 
     many = sum(len(v) for v in raw.values() if isinstance(v, list | dict)) > _VALIDATE_OFF_LOOP_ABOVE
     checked = await asyncio.to_thread(catalog.validate, entry, raw) if many else catalog.validate(entry, raw)
     request, warnings = checked
-    entry.allow(request, deps.settings)
+    here = entry.allow(request, deps.settings) or ()
     refs = list(catalog.input_refs(request))
     deps.inputs.check(refs)
-    return _Asked(entry, raw, contract, wish, request, refs, (*wish.warnings, *warnings))
+    return _Asked(entry, raw, contract, wish, request, refs, (*wish.warnings, *warnings, *here))
 
 
 def _check_metadata(metadata: Mapping[str, Json]) -> None:
@@ -239,8 +239,11 @@ async def unstage(deps: Deps, submission: Submission) -> None:
 
 
 async def urls_of(deps: Deps, job: Job) -> dict[str, str]:
-    """URL by artifact name, percent-encoded, as the caller gets it."""
-    return {artifact.name: await deps.storage.url(artifact.key) for artifact in job.artifacts}
+    """URL by artifact name, and of the preview by its key; percent-encoded, as the caller gets it."""
+    keys_by_name = {artifact.name: artifact.key for artifact in job.artifacts}
+    if job.preview is not None:
+        keys_by_name[job.preview] = job.preview
+    return {name: await deps.storage.url(key) for name, key in keys_by_name.items()}
 
 
 def as_created(job: Job) -> Job:
@@ -259,6 +262,8 @@ def as_created(job: Job) -> Job:
         attempt=0,
         timings={},
         message=None,
+        eta_s=None,
+        preview=None,
     )
 
 

@@ -66,6 +66,16 @@ VideoName = Annotated[str, AfterValidator(_plain_name), Field(max_length=200)]
 """A caller's name for one MP4."""
 
 
+def _even(value: int) -> int:
+    if value % 2:
+        raise ValueError("must be even for H.264 video")
+    return value
+
+
+EvenPx = Annotated[int, AfterValidator(_even), Field(json_schema_extra={"multipleOf": 2})]
+"""A side of a video."""
+
+
 def folder_prefix(request: Any) -> str | None:
     """`key_prefix` of an entry whose request has a `path`."""
     folder = (request.path or "").strip("/")
@@ -147,9 +157,9 @@ class Entry:
     """`merge(request, parts in order)`: the parent's output. Its artifacts are the parts' artifacts in order."""
     warn: Callable[[Any], Sequence[str]] = lambda _request: ()
     """Sentences for the reply's `warnings`: accepted, but not what the caller may expect."""
-    allow: Callable[[Any, Settings], None] = lambda _request, _settings: None
+    allow: Callable[[Any, Settings], Sequence[str] | None] = lambda _request, _settings: None
     """Called before queueing; raises InvalidRequest for what these settings do not permit, NotImplementedYet for what
-    is documented and does not exist yet."""
+    is documented and does not exist yet. Returns sentences like those of `warn`, where they depend on the settings."""
     examples: Sequence[Mapping[str, Json]] = field(default_factory=tuple)
     licence: str | None = None
     weights: Weights | None = None
@@ -228,6 +238,8 @@ def _detail(e: Mapping[str, Any]) -> Detail:
     if e["type"] == "missing":
         return Detail(path, "is required")
     message = str(e["msg"]).removeprefix("Value error, ")
+    if e["type"] in {"model_type", "model_attributes_type"}:
+        message = "Input should be an object"  # pydantic's own words name the class
     shown = repr(e.get("input"))
     return Detail(path, f"{message} (got {shown if len(shown) <= 80 else shown[:77] + '...'})")  # noqa: PLR2004 - one short line
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mediamill.catalog import AudioUrl, Entry, ImageUrl, Request, VideoUrl, Weights, engine_of, register
+from mediamill.catalog import AudioUrl, Entry, EvenPx, ImageUrl, Request, VideoUrl, Weights, engine_of, register
 from mediamill.config import Settings
 from mediamill.errors import NotImplementedYet
 
@@ -30,10 +30,10 @@ class Ltx2Request(Request):
     """Null: drawn, and told in the output."""
     steps: int = Field(30, ge=1, le=100)
     guidance: float = Field(7.0, ge=0, le=20)
-    fps: int | float = Field(24, ge=1, le=60)
+    fps: float = Field(24, ge=1, le=60)
     num_frames: int = Field(49, ge=1, le=1000)
-    height: int = Field(512, ge=64, le=1920)
-    width: int = Field(512, ge=64, le=1920)
+    height: EvenPx = Field(512, ge=64, le=1920)
+    width: EvenPx = Field(512, ge=64, le=1920)
     image_url: ImageUrl | None = None
     """The first frame, for i2v."""
     image_base64: ImageUrl | None = None
@@ -47,7 +47,7 @@ class Ltx2Request(Request):
     """Speech to move the lips to."""
     generate_audio: bool = False
     """Make a sound track too."""
-    interpolate_fps: int | float | None = Field(None, ge=1, le=120)
+    interpolate_fps: float | None = Field(None, ge=1, le=120)
     """Interpolate the motion to this rate afterwards."""
     output_format: Literal["mp4"] = "mp4"
     file_name: str = "video.mp4"
@@ -66,8 +66,6 @@ class Ltx2Request(Request):
     def _consistent(self) -> Self:
         if self.prompt is None and not self.prompts:
             raise ValueError("prompt is required")
-        if self.width % 2 or self.height % 2:
-            raise ValueError(f"width and height must be even for H.264 video (got {self.width}x{self.height})")
         for kind in ("image", "video"):
             given = [name for name in (f"{kind}_url", f"{kind}_base64") if getattr(self, name) is not None]
             if len(given) > 1:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from pydantic import Field
 
-from pydantic import Field, model_validator
-
-from mediamill.catalog import Entry, ImageUrl, Request, Weights, register
+from mediamill.catalog import Entry, EvenPx, ImageUrl, Request, Weights, register
 
 SEEDS = 2**53
 """Seeds are below this, so that every JSON reader keeps them exact."""
@@ -16,27 +14,25 @@ class LtxVideoRequest(Request):
     """One silent clip."""
 
     prompt: str = Field(min_length=1, max_length=5000)
-    """What to show."""
+    """Text description of the video to generate."""
     negative_prompt: str = Field("", max_length=5000)
     """What to avoid; has an effect only with guidance above 1."""
     num_frames: int = Field(24, ge=1, le=257)
+    """Number of frames to generate; 24 are 3 seconds at 8 a second."""
     fps: int = Field(8, ge=1, le=60)
     """Frames per second of the clip; the motion is made for this rate."""
-    width: int = Field(512, ge=64, le=1920)
-    height: int = Field(512, ge=64, le=1920)
+    width: EvenPx = Field(512, ge=64, le=1920)
+    """Video width in pixels, even."""
+    height: EvenPx = Field(512, ge=64, le=1920)
+    """Video height in pixels, even."""
     num_inference_steps: int = Field(50, ge=1, le=100)
+    """Number of denoising steps: more are better and slower."""
     guidance_scale: float = Field(7.5, ge=0, le=20)
     """How closely to follow the prompt; up to 1 switches guidance off and halves the cost."""
     seed: int | None = Field(None, ge=0, lt=SEEDS)
-    """Null: drawn, and told in the output."""
+    """Null: drawn, and told in the result."""
     image_url: ImageUrl | None = None
     """The first frame: image to video."""
-
-    @model_validator(mode="after")
-    def _even(self) -> Self:
-        if self.width % 2 or self.height % 2:
-            raise ValueError(f"width and height must be even for H.264 video (got {self.width}x{self.height})")
-        return self
 
 
 register(

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from mediamill.catalog import Entry, ImageUrl, Request, Weights, register
+from mediamill.config import Settings
 
 SEEDS = 2**53
 """Seeds are below this, so that every JSON reader keeps them exact."""
@@ -37,10 +38,18 @@ class ZImageRequest(Request):
 def _warn(request: Any) -> Sequence[str]:
     if request.negative_prompt and request.guidance_scale == 0:
         return ("negative_prompt has no effect while guidance_scale is 0.",)
-    if request.guidance_scale > 0 and request.steps < 20:  # noqa: PLR2004 - turbo's few steps
-        return ("guidance_scale above 0 is for the base model; Z-Image-Turbo wants 0.",)
     return ()
 
+
+def _allow(request: Any, settings: Settings) -> Sequence[str]:
+    """Whether it is turbo or base is what the configured repo is, and only its name tells that here."""
+    source = settings.model_location("zimage") or settings.model_name or _WEIGHTS.repo
+    if request.guidance_scale > 0 and "turbo" in source.lower():
+        return (f"guidance_scale above 0 is for the base model; {source} wants 0.",)
+    return ()
+
+
+_WEIGHTS = Weights(repo="Tongyi-MAI/Z-Image-Turbo", family="zimage", size_multiple=16)
 
 register(
     Entry(
@@ -52,8 +61,9 @@ register(
         pool="gpu",
         run_timeout_s=1200.0,
         warn=_warn,
+        allow=_allow,
         licence="Apache-2.0",
-        weights=Weights(repo="Tongyi-MAI/Z-Image-Turbo", family="zimage", size_multiple=16),
+        weights=_WEIGHTS,
         examples=({"prompt": "A photorealistic portrait of a businesswoman", "seed": 42},),
     )
 )

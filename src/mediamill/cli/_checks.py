@@ -93,6 +93,7 @@ async def database(settings: Settings) -> Finding:
         if settings.database_url is not None:
             return await _version(settings.database_url.get_secret_value(), "DATABASE_URL")
         with tempfile.TemporaryDirectory(prefix="mediamill-doctor-", ignore_cleanup_errors=True) as folder:
+            Path(folder).chmod(0o711)  # started by root, the server runs as another user
             async with EmbeddedPostgres(Path(folder) / "postgres", start_timeout_s=_START_TIMEOUT_S) as url:
                 return await _version(url, "embedded")
     except (MediamillError, ImportError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,13 +44,13 @@ class Service:
         return await self.ask("POST", "/v1/jobs", json={"model": model, "input": dict(values)})
 
     async def follow(
-        self, job_id: str, on_change: Callable[[Mapping[str, Any]], None], *, owner: bool = True
+        self, job_id: str, on_change: Callable[[Mapping[str, Any]], Awaitable[None]], *, owner: bool = True
     ) -> dict[str, Any]:
         """Wait for the job's end, telling each state on the way; cancelling an `owner` cancels the job."""
         try:
             while True:
                 async for job in self._states(job_id):
-                    on_change(job)
+                    await on_change(job)
                     if job["status"] in _ENDED:
                         return job
                 await asyncio.sleep(_AGAIN_S)  # the service restarts

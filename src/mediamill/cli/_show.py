@@ -15,6 +15,7 @@ from mediamill.errors import MediamillError
 from mediamill.media.facts import MediaFacts
 
 _KIB = 1024
+_NO_WRAP_COLUMNS = 10_000
 
 
 @contextlib.contextmanager
@@ -37,7 +38,12 @@ def files(paths: Sequence[Path]) -> None:
     for path in paths:
         table.add_row(str(path), size(path.stat().st_size), *facts(path))
     if paths:
-        Console(soft_wrap=True).print(table)
+        rows(table)
+
+
+def rows(table: Table) -> None:
+    """Print a table: cells wrap where a terminal is too narrow, and nowhere else, so that other programs can read it."""
+    Console(width=None if sys.stdout.isatty() else _NO_WRAP_COLUMNS).print(table)
 
 
 def facts(path: Path) -> tuple[str, str, str]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 
 from mediamill import catalog, plugins
 from mediamill.cli._edge import settings_for
 from mediamill.config import Settings
-from mediamill.errors import EngineFailed, InvalidRequest, UnsupportedMedia, every_class
+from mediamill.errors import EngineFailed, InvalidRequest, MediamillError, UnsupportedMedia, every_class
 from mediamill.media import sniff
 from mediamill.model import InputFile, Json, OutputData, OutputFile, Progress, Work
 
@@ -59,7 +61,7 @@ def carry_out(
 ) -> Delivered:
     """Do it with a progress bar, say what was made, and return it. Ctrl-C cancels the work.
 
-    `on_preview` gets each look at unfinished work that is made on this machine.
+    `on_preview` gets each look at unfinished work.
 
     Raises: InvalidRequest: a file or field is wrong; MediamillError: as the work raised; KeyboardInterrupt.
     """
@@ -72,7 +74,7 @@ def carry_out(
             raise InvalidRequest(f"{name}: there is no file {str(path)!r}.")
     with _show.progress(order.model) as on_progress:
         run = (
-            by_service(order, settings, out, on_progress)
+            by_service(order, settings, out, on_progress, on_preview)
             if settings.server
             else here(order, settings, out, on_progress, on_preview)
         )
@@ -94,9 +96,9 @@ async def here(
     entry = catalog.get(order.model)
     values = _with(order.fields, {name: f"file:{path.name}" for name, path in order.files.items()})
     request, warnings = catalog.validate(entry, values)
-    entry.allow(request, settings)
+    here = entry.allow(request, settings) or ()
     work = Work(
-        job_id="cli",
+        job_id=uuid4().hex,  # seeds are drawn from it
         attempt=1,
         model=entry.name,
         params=request.model_dump(mode="json"),
@@ -104,7 +106,7 @@ async def here(
     )
     pool = catalog.pool_of(entry, settings.fake_engines)
     provider = plugins.load("providers", "local").create(settings, pool=pool)
-    delivered = Delivered(warnings=list(warnings))
+    delivered = Delivered(warnings=[*warnings, *here])
     with tempfile.TemporaryDirectory(prefix="mediamill-") as folder:
         events = provider.run(work, scratch=Path(folder), deadline_s=settings.run_timeout_s or entry.run_timeout_s)
         made: list[OutputFile] = []
@@ -112,7 +114,8 @@ async def here(
             async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Progress):
-                        on_progress(event.fraction, event.message or (event.phase.value if event.phase else ""))
+                        told = {"message": event.message, "phase": event.phase, "eta_s": event.eta_s}
+                        on_progress(event.fraction, doing(told))
                     elif isinstance(event, OutputData):
                         found = dict(event.values)
                         delivered.warnings += found.pop("warnings", ())
@@ -130,7 +133,19 @@ async def here(
     return delivered
 
 
-async def by_service(order: Order, settings: Settings, out: Path, on_progress: OnProgress) -> Delivered:
+def doing(job: Mapping[str, Any]) -> str:
+    """What a job does and how long it will take, as far as its envelope says."""
+    what = str(job.get("message") or job.get("phase") or job.get("status") or "")
+    return what if job.get("eta_s") is None else f"{what}, {math.ceil(job['eta_s'])} s left"
+
+
+async def by_service(
+    order: Order,
+    settings: Settings,
+    out: Path,
+    on_progress: OnProgress,
+    on_preview: Callable[[Path], None] | None = None,
+) -> Delivered:
     """Upload, submit, follow, download."""
     from mediamill.cli._client import connect
 
@@ -140,9 +155,17 @@ async def by_service(order: Order, settings: Settings, out: Path, on_progress: O
             on_progress(0.0, f"uploading {done + 1}/{len(order.files)}")
             sent[name] = await service.upload(path)
         job = await service.submit(order.model, _with(order.fields, sent))
+        seen = None
 
-        def told(job: Mapping[str, Any]) -> None:
-            on_progress(job["progress"] / 100, job.get("phase") or job["status"])
+        async def told(job: Mapping[str, Any]) -> None:
+            nonlocal seen
+            on_progress(job["progress"] / 100, doing(job))
+            if on_preview is not None and (url := job.get("preview_url")) not in {None, seen}:
+                seen = url
+                with tempfile.TemporaryDirectory(prefix="mediamill-") as folder, contextlib.suppress(MediamillError):
+                    path = Path(folder, "preview")
+                    await service.download(str(url), path)
+                    on_preview(path)
 
         job = await service.follow(job["id"], told)
         raise_failure(job)

@@ -22,9 +22,9 @@ def _config(
     """Print the settings in force and where each comes from; secrets are hidden."""
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
+    from mediamill.cli import _show
     from mediamill.cli._edge import settings_for
 
     loaded = settings_for(quiet=True)
@@ -35,7 +35,10 @@ def _config(
     table = Table("setting", "value", "source", box=None)
     for row in rows:
         table.add_row(row["setting"], str(row["value"]), row["source"])
-    Console(soft_wrap=True).print(table if rows else "Every setting is at its default; --all prints them.")
+    if rows:
+        _show.rows(table)
+    else:
+        print("Every setting is at its default; --all prints them.")
 
 
 def shown(loaded: Loaded) -> Iterator[dict[str, Any]]:

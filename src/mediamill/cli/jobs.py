@@ -32,15 +32,19 @@ def _list(
     server: Server = None,
 ) -> None:
     """List jobs, the newest first."""
-    from rich.console import Console
     from rich.table import Table
+
+    from mediamill.cli import _show as show
 
     wanted = {"limit": limit, **({"status": status} if status else {}), **({"model": model} if model else {})}
     page = _with_service(server, lambda service: service.ask("GET", f"/v1/jobs?{urlencode(wanted)}"))
     table = Table("job", "model", "status", "progress", "created", box=None)
     for job in page["data"]:
         table.add_row(job["id"], job["model"], job["status"], f"{job['progress']} %", job["created_at"])
-    Console(soft_wrap=True).print(table if page["data"] else "There are no jobs.")
+    if page["data"]:
+        show.rows(table)
+    else:
+        print("There are no jobs.")
 
 
 def _show(job_id: JobId, server: Server = None) -> None:
@@ -55,13 +59,15 @@ def _wait(
 ) -> None:
     """Follow a job to its end; fails when the job failed. Ctrl-C stops following, the job goes on."""
     from mediamill.cli import _show as show
-    from mediamill.cli._work import raise_failure, targets
+    from mediamill.cli._work import doing, raise_failure, targets
 
     async def follow(service: Service) -> list[Path]:
         with show.progress(job_id) as on_progress:
-            job = await service.follow(
-                job_id, lambda job: on_progress(job["progress"] / 100, job.get("phase") or job["status"]), owner=False
-            )
+
+            async def told(job: Mapping[str, Any]) -> None:
+                on_progress(job["progress"] / 100, doing(job))
+
+            job = await service.follow(job_id, told, owner=False)
         raise_failure(job)
         if out is None:
             _print(job)

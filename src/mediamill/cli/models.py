@@ -24,7 +24,6 @@ def register(app: typer.Typer) -> None:
 
 def _list() -> None:
     """List the models, where their weights are and whether they are complete."""
-    from rich.console import Console
     from rich.table import Table
 
     from mediamill import catalog
@@ -40,7 +39,7 @@ def _list() -> None:
         folder = locate.find_folder(source, settings)
         size = "-" if folder is None else _show.size(locate.size_bytes(folder))
         table.add_row(entry.name, source, _state(folder), size, entry.licence or "-")
-    Console(soft_wrap=True).print(table)
+    _show.rows(table)
 
 
 def _check(model: Model) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic.alias_generators import to_camel
 
 from mediamill import catalog
@@ -33,10 +34,10 @@ Seed = Annotated[int | None, Field(ge=0, lt=2**53, description="Random seed for 
 Webhook = Annotated[str | None, Field(description="Callback URL on completion")]
 
 
-class _Wire(BaseModel):
-    """camelCase on the wire; unknown fields are named in `warnings`."""
+class _Wire(catalog.Request):
+    """camelCase on the wire; otherwise strict and lenient as the catalog's requests are."""
 
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
     webhook_url: Webhook = None
 
@@ -52,11 +53,11 @@ class Ltx2(_Wire):
     image_url: Annotated[str | None, Field(description="URL to source image; required unless mode is t2v")] = None
     prompt: Annotated[str | None, Field(max_length=5000, description="Text prompt for generation")] = None
     duration: Annotated[float, Field(ge=3, le=10, description="Video duration in seconds")] = 5
-    width: Annotated[int, Field(ge=512, le=1920, multiple_of=2, description="Output width, even")] = 1024
-    height: Annotated[int, Field(ge=512, le=1080, multiple_of=2, description="Output height, even")] = 576
+    width: catalog.EvenPx = Field(1024, ge=512, le=1920, description="Output width, even")
+    height: catalog.EvenPx = Field(576, ge=512, le=1080, description="Output height, even")
     num_inference_steps: Annotated[int, Field(ge=10, le=50, description="Diffusion steps")] = 30
     guidance_scale: Annotated[float, Field(ge=1, le=15, description="Prompt adherence")] = 7.5
-    fps: Annotated[int | float, Field(ge=12, le=30, description="Frames per second")] = 24
+    fps: Annotated[float, Field(ge=12, le=30, description="Frames per second")] = 24
     mode: Annotated[Literal["i2v", "t2v"], Field(description="t2v needs no image")] = "i2v"
     negative_prompt: Annotated[str | None, Field(max_length=5000, description="Features to avoid")] = None
     seed: Seed = None
@@ -149,6 +150,19 @@ DOCUMENTED: Mapping[str, type[_Wire]] = {"ltx2": Ltx2, "zimage": ZImage, "longca
 """The models with camelCase fields; every other catalog entry is asked with its own."""
 
 
+def every_wire() -> list[type[BaseModel]]:
+    """The request of each model: the documented ones, and every other entry's with `model` and `webhookUrl` around."""
+    return [*DOCUMENTED.values(), *(_own(entry) for name, entry in catalog.load().items() if name not in DOCUMENTED)]
+
+
+def _own(entry: catalog.Entry) -> type[BaseModel]:
+    around: dict[str, Any] = {
+        "model": (Literal[entry.name], ...),
+        "webhookUrl": (Webhook, None),
+    }
+    return create_model(f"{entry.request.__name__}Job", __base__=entry.request, __doc__=entry.summary, **around)
+
+
 @dataclass(frozen=True)
 class Asked:
     """A request taken apart."""
@@ -185,7 +199,7 @@ def _details(error: ValidationError, wire: type[_Wire]) -> list[Detail]:
     """One for each complaint; a rule over several fields names its field itself."""
     plain = catalog.details_of(error)
     causes = [e.get("ctx", {}).get("error") for e in error.errors(include_url=False)]
-    aliases = {name: info.alias or name for name, info in wire.model_fields.items()}
+    aliases = _aliases(wire)
     return [
         cause.detail if isinstance(cause, _Wrong) else Detail(aliases.get(d.path, d.path), d.message)
         for d, cause in zip(plain, causes, strict=True)
@@ -206,11 +220,14 @@ def _other(model: str, raw: Mapping[str, Json]) -> Asked:
 
 def wire_error(error: InvalidRequest, model: str) -> InvalidRequest:
     """The same error with the catalog's field names as this contract spells them."""
-    wire = DOCUMENTED.get(model)
-    if wire is None or not error.details:
+    if not error.details:
         return error
-    aliases = {name: info.alias or name for name, info in wire.model_fields.items()}
+    aliases = _aliases(DOCUMENTED.get(model, _Wire))
     return _invalid([Detail(aliases.get(d.path, d.path), d.message) for d in error.details])
+
+
+def _aliases(wire: type[_Wire]) -> dict[str, str]:
+    return {name: info.alias or name for name, info in wire.model_fields.items()}
 
 
 def _invalid(details: Sequence[Detail]) -> InvalidRequest:
@@ -255,9 +272,14 @@ def accepted(job: Job) -> dict[str, Json]:
         "status": "queued",
         "message": QUEUED_MESSAGE,
     }
-    if job.warnings:
-        body["warnings"] = list(job.warnings)
-    return body
+    return body | told_warnings(job)
+
+
+def told_warnings(job: Job) -> dict[str, Json]:
+    """What the first reply also says, whatever its shape; fields under their wire names."""
+    aliases = _aliases(DOCUMENTED.get(job.model, _Wire))
+    told = [re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), sentence) for sentence in job.warnings]
+    return {"warnings": told} if told else {}
 
 
 def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
@@ -274,6 +296,8 @@ def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
                 "startedAt": when(job.started_at),
                 "createdAt": when(job.created_at),
             }
+            if url := urls.get(job.preview or ""):
+                body["previewUrl"] = url
         case "completed":
             body |= {
                 "result": _result(job, urls),
@@ -340,7 +364,7 @@ def bulk_accepted(batch_id: str, jobs: Sequence[Job]) -> dict[str, Json]:
     return {
         "success": True,
         "batchId": batch_id,
-        "jobs": [{"index": i, "jobId": job.id, "status": "queued"} for i, job in enumerate(jobs)],
+        "jobs": [{"index": i, "jobId": job.id, "status": "queued", **told_warnings(job)} for i, job in enumerate(jobs)],
     }
 
 

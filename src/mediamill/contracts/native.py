@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ def under_input(error: InvalidRequest) -> InvalidRequest:
 
 
 def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
-    """The envelope. `position` only when known."""
+    """The envelope. `position`, `eta_s` and `preview_url` only when known."""
     body: dict[str, Json] = {
         "id": job.id,
         "model": job.model,
@@ -75,6 +76,8 @@ def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
     }
     sometimes = {
         "position": job.position,
+        "eta_s": None if job.eta_s is None else math.ceil(job.eta_s),
+        "preview_url": urls.get(job.preview or ""),
         "output": dict(job.output) if job.output is not None else None,
         "metadata": dict(job.metadata) if job.metadata is not None else None,
         "message": job.message,

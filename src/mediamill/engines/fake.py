@@ -54,6 +54,8 @@ class Recipe:
     duration_s: float
     seed: int
     work_s: float
+    sound: bool
+    """Whether a video has a sound track."""
 
 
 def create(settings: Mapping[str, str]) -> FakeEngine:
@@ -157,6 +159,7 @@ def read_recipe(model: str, params: Mapping[str, Json]) -> Recipe:
         duration_s=float(frames / fps) if kind == "video" else duration_s,
         seed=secrets.randbelow(SEED_LIMIT) if seed is None else int(seed),
         work_s=_number(params, "work_s", default=0.0),
+        sound=params.get("generate_audio") is not False or bool(params.get("audio_url")),
     )
 
 
@@ -219,15 +222,16 @@ def _write_video(path: Path, recipe: Recipe, check: Callable[[], None]) -> str:
         video: Any = out.add_stream("libx264", rate=recipe.fps, options={"preset": "ultrafast", "threads": "1"})
         video.width, video.height, video.pix_fmt = recipe.width_px, recipe.height_px, "yuv420p"
         video.time_base = video.codec_context.time_base = 1 / recipe.fps
-        audio: Any = out.add_stream("aac", rate=RATE_HZ, layout="mono")
+        audio: Any = out.add_stream("aac", rate=RATE_HZ, layout="mono") if recipe.sound else None
         for index, frame in enumerate(_frames(recipe)):
             check()
             frame.pts = index
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        sound = av.AudioFrame.from_ndarray(tone(recipe)[None, :], format="s16", layout="mono")
-        sound.sample_rate, sound.pts = RATE_HZ, 0
-        out.mux([*audio.encode(sound), *audio.encode(None)])
+        if audio is not None:
+            sound = av.AudioFrame.from_ndarray(tone(recipe)[None, :], format="s16", layout="mono")
+            sound.sample_rate, sound.pts = RATE_HZ, 0
+            out.mux([*audio.encode(sound), *audio.encode(None)])
     return "video/mp4"
 
 

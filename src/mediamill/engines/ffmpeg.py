@@ -90,6 +90,7 @@ class _Batch:
     decoding: threading.Semaphore
     stop: threading.Event = field(default_factory=threading.Event)
     done: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def fraction(self) -> float:
         """Pictures made of all that there will be; those of a still that failed count as made."""
@@ -107,7 +108,15 @@ class _Batch:
             if self.stop.is_set():
                 raise Cancelled
             still = stills.load(source, plan)
-        stills.render(still, out, plan, encoder=self.encoder, on_picture=count, cancelled=self.stop)
+        stills.render(
+            still,
+            out,
+            plan,
+            encoder=self.encoder,
+            on_picture=count,
+            on_fallback=self.warnings.append,
+            cancelled=self.stop,
+        )
         return out
 
 
@@ -139,7 +148,7 @@ def _img2vid(work: Work, ctx: EngineContext) -> Iterator[Event]:
         finally:
             batch.stop.set()
             pool.shutdown(cancel_futures=True)
-    yield OutputData(outcome(request, errors))
+    yield OutputData({**outcome(request, errors), "warnings": list(dict.fromkeys(batch.warnings))})
     yield Progress(_FULL)
 
 
@@ -202,7 +211,7 @@ def _caption(work: Work, ctx: EngineContext) -> Iterator[Event]:
     path, source = video
     warnings = _caption_warnings(subtitles, source)
     out = ctx.scratch / "captioned.mp4"
-    tool = tool_of(ctx)
+    tool = tool_of(ctx, warnings)
     style = SubtitleStyle.model_validate(params["style"]) if params.get("style") else None
     nothing_to_draw = not subtitles.cues and source.video[0].codec == "h264"
     if params.get("mode") == "soft" or nothing_to_draw:
@@ -256,7 +265,8 @@ def _add_audio(work: Work, ctx: EngineContext) -> Iterator[Event]:
             raise UnsupportedMedia("the file has no audio stream.")
     out = ctx.scratch / "with_audio.mp4"
     expected_s = min(video[1].video[0].duration_s, sounds.audio[0].duration_s)
-    steps = mux.add_audio(video, (sound.path, sounds), out, tool=tool_of(ctx))
+    warnings: list[str] = []
+    steps = mux.add_audio(video, (sound.path, sounds), out, tool=tool_of(ctx, warnings))
     made = yield from _relayed(steps, expected_s)
     yield OutputFile(str(work.params.get("output_filename") or "with_audio.mp4"), out, _VIDEO_TYPE)
     yield OutputData(
@@ -266,6 +276,7 @@ def _add_audio(work: Work, ctx: EngineContext) -> Iterator[Event]:
             "audio_duration_s": round(made.audio_s, 3),
             "video_copied": made.video_copied,
             "audio_copied": made.audio_copied,
+            "warnings": warnings,
         }
     )
     yield Progress(_FULL)
@@ -274,14 +285,15 @@ def _add_audio(work: Work, ctx: EngineContext) -> Iterator[Event]:
 # what the operations share
 
 
-def tool_of(ctx: EngineContext) -> Tool:
-    """How FFmpeg is to be run for this piece of work."""
+def tool_of(ctx: EngineContext, warnings: list[str]) -> Tool:
+    """How FFmpeg is to be run for this piece of work; what it has to say about that goes into `warnings`."""
     fonts_dir = ctx.settings.get("FONTS_DIR")
     return Tool(
         ffmpeg=ctx.settings.get("FFMPEG", ""),
         encoder=ctx.settings.get("ENCODER", "auto"),
         fonts_dir=Path(fonts_dir) if fonts_dir else None,
         cancelled=ctx.cancelled,
+        on_fallback=warnings.append,
     )
 
 

@@ -157,13 +157,15 @@ async def _once(
         raise _Dropped("stopped answering") from error
     except aiohttp.TooManyRedirects as error:
         raise InputUnreachable(f"{where} redirects more than {MAX_REDIRECTS} times.") from error
-    except aiohttp.InvalidURL as error:
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
         raise InputUnreachable(f"{where} leads to something that is not an http(s) URL.") from error
     except aiohttp.ClientConnectorCertificateError as error:
         raise InputUnreachable(f"{where} has no valid certificate.") from error
     except aiohttp.ClientError as error:
         if refusal := _refusal(error):
-            raise InputUnreachable(f"{where} may not be used: {refusal}.") from error
+            host = refusal.host or getattr(error, "host", None) or URL(url).host
+            led = "" if host == URL(url).host else f" leads to {host}, which"
+            raise InputUnreachable(f"{where}{led} may not be used: {refusal}.") from error
         raise _Dropped(_sentence(error)) from error
     download.file.flush()
     return Fetched(download.size_bytes, download.digest.hexdigest(), download.validators)
@@ -229,12 +231,12 @@ def _asked_pause_s(response: aiohttp.ClientResponse) -> float | None:
     return min(float(asked), 30.0) if re.fullmatch(r"\d{1,6}", asked) else None
 
 
-def _refusal(error: BaseException) -> str | None:
-    """The guard's sentence, wherever it stands among the causes."""
+def _refusal(error: BaseException) -> AddressRefused | None:
+    """What the guard said, wherever it stands among the causes."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, AddressRefused):
-            return str(seen)
+            return seen
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -34,7 +34,12 @@ _by_name: contextvars.ContextVar[bool] = contextvars.ContextVar("host_is_listed"
 
 
 class AddressRefused(OSError):
-    """The guard does not let this connection be opened."""
+    """The guard does not let this connection be opened. `host`: the one that was asked for, where it is known."""
+
+    def __init__(self, reason: str, *, host: str | None = None) -> None:
+        """`reason`: what speaks against it."""
+        super().__init__(reason)
+        self.host = host
 
 
 class UrlGuard:
@@ -88,7 +93,7 @@ class UrlGuard:
         """Runs before each request of a session, redirects included."""
         reason = self.objection(request.url)
         if reason:
-            raise AddressRefused(reason)
+            raise AddressRefused(reason, host=request.url.host)
         token = _by_name.set(self.lists(request.url.host or ""))
         try:
             return await handler(request)

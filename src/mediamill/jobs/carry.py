@@ -92,6 +92,8 @@ class Carry:
     interrupt: Interrupt | None = None
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     _latest: Progress | None = None
+    _noted_s: float = 0.0
+    _preview: str | None = None
     _performed: Performed | None = None
     _unowned: bool = False
     """Whether objects may lie under final keys that the job's row does not name: publishing has begun."""
@@ -148,11 +150,15 @@ class Carry:
             inputs=tools.inputs,
             scratch=self._folder,
             on_progress=self._note,
+            on_preview=self._note_preview,
         )
         return await publish(self._performed, tools.storage, still_ours=self._still_ours)
 
+    def _note_preview(self, key: str) -> None:
+        self._preview = key
+
     def _note(self, progress: Progress) -> None:
-        self._latest = progress
+        self._latest, self._noted_s = progress, time.monotonic()
         if progress.phase is not None and progress.phase != self._phases.current:
             self._phases.enter(progress.phase)
 
@@ -198,11 +204,19 @@ class Carry:
             progress=None if latest is None else latest.fraction,
             phase=None if latest is None else latest.phase,
             message=None if latest is None else latest.message,
+            eta_s=self._eta_s(latest),
+            preview=self._preview,
         )
         if not beat.owned:
             self.stop(Interrupt.LEASE_LOST)
         elif beat.cancel_requested:
             self.stop(Interrupt.CANCEL)
+
+    def _eta_s(self, latest: Progress | None) -> float | None:
+        """What is left by now of the time that the engine named."""
+        if latest is None or latest.eta_s is None:
+            return None
+        return max(0.0, latest.eta_s - (time.monotonic() - self._noted_s))
 
     # ends
 

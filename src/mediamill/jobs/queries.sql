@@ -4,7 +4,8 @@
 -- name: envelope
 j.id, j.model, j.status, j.input, j.created_at, j.started_at, j.finished_at, j.output, j.error_code, j.error_message,
 j.attempt, j.timings, j.warnings, j.metadata, j.contract, j.webhook_url, j.parent_id, j.part, j.batch_id,
-j.cancel_requested, j.message,
+j.cancel_requested, j.message, j.preview,
+extract(epoch FROM j.expected_at - clock_timestamp())::float8 AS eta_s,
 CASE WHEN j.parts > 0 AND j.status = 'running' THEN (
     SELECT p.phase FROM job p WHERE p.parent_id = j.id AND p.status = 'running' ORDER BY p.part LIMIT 1
 ) ELSE j.phase END AS phase,
@@ -101,8 +102,8 @@ SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND parts = 0 LIMI
 
 -- name: starting
 status = 'running', attempt = attempt + 1, started_at = coalesce(started_at, clock_timestamp()),
-beat_at = clock_timestamp(), worker = $3, phase = NULL, progress = 0, message = NULL,
-run_deadline_at = clock_timestamp() + make_interval(secs => run_timeout_s)
+beat_at = clock_timestamp(), worker = $3, phase = NULL, progress = 0, message = NULL, expected_at = NULL,
+preview = NULL, run_deadline_at = clock_timestamp() + make_interval(secs => run_timeout_s)
 
 -- name: get_lanes
 SELECT coalesce(array_agg(name ORDER BY name), '{}') AS lanes,
@@ -152,7 +153,8 @@ WHERE id = $1 AND status = 'queued' RETURNING pg_notify('mediamill_job', id::tex
 
 -- name: beat
 UPDATE job SET beat_at = clock_timestamp(), progress = greatest(progress, coalesce($3, progress)),
-    phase = coalesce($4, phase), message = coalesce($5, message)
+    phase = coalesce($4, phase), message = coalesce($5, message),
+    expected_at = clock_timestamp() + make_interval(secs => $6), preview = coalesce($7, preview)
 WHERE id = $1 AND attempt = $2 AND status = 'running' RETURNING cancel_requested, queue_id
 
 -- name: hand_back

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
 from mediamill.config import Settings
@@ -99,6 +99,19 @@ class Taken:
     lease_until: float
     """`time.monotonic()` until which the job is surely ours; each beat gives a new one."""
     sealed: bytes | None = None
+
+
+class Told(TypedDict, total=False):
+    """What a beat says of the work; what is left out or None stays as it is, but for `eta_s`."""
+
+    progress: float | None
+    """0 to 1; it never falls."""
+    phase: Phase | None
+    message: str | None
+    eta_s: float | None
+    """Seconds left from now; None: not known."""
+    preview: str | None
+    """Storage key of the newest look at unfinished work."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +260,8 @@ def job_of(row: Record, artifacts: Sequence[Artifact] = (), *, position: int | N
         batch_id=None if batch_id is None else str(batch_id),
         cancel_requested=row["cancel_requested"],
         message=row["message"],
+        eta_s=None if row["eta_s"] is None or status is not Status.RUNNING else max(0.0, row["eta_s"]),
+        preview=row["preview"] if status is Status.RUNNING else None,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, Unpack
 from uuid import UUID
 
 from mediamill.errors import Conflict, Detail, InvalidRequest, NotFound
@@ -31,6 +31,7 @@ from mediamill.jobs.rows import (
     Rules,
     Submission,
     Taken,
+    Told,
     WorkerSeen,
     clean_text,
     dump,
@@ -39,7 +40,7 @@ from mediamill.jobs.rows import (
     new_id,
     parse_id,
 )
-from mediamill.model import Artifact, Job, JobError, Json, Phase, Status
+from mediamill.model import Artifact, Job, JobError, Json, Status
 
 __all__ = ["Batch", "Beat", "Idempotency", "JobStore", "Page", "Rules", "Submission", "Taken", "WorkerSeen", "new_id"]
 
@@ -241,6 +242,12 @@ class JobStore:
             row = await making.made_before(connection, self.rules, key)
             return None if row is None else await self._get(connection, _made_before(row["job_id"], key))
 
+    async def batch_made_by(self, key: Idempotency) -> Batch | None:
+        """The same for `submit_batch`."""
+        async with self.database.connection() as connection:
+            row = await making.made_before(connection, self.rules, key)
+        return None if row is None else await self.batch(str(_made_before(row["batch_id"], key)))
+
     async def unfinished(self, caller: str, *, cap: int) -> int:
         """How many jobs that were submitted as this caller's have not ended; counting stops at `cap`."""
         async with self.database.connection() as connection:
@@ -267,21 +274,14 @@ class JobStore:
         """How long a slot that got nothing may sleep, seconds, unless `events.work` wakes it."""
         return await claim.next_wake_s(self.database, self.rules, pools)
 
-    async def beat(
-        self,
-        job_id: str,
-        attempt: int,
-        *,
-        progress: float | None = None,
-        phase: Phase | None = None,
-        message: str | None = None,
-    ) -> Beat:
-        """Renew the lease and write progress (0 to 1; it never falls). See Beat for what the answer is worth."""
+    async def beat(self, job_id: str, attempt: int, **told: Unpack[Told]) -> Beat:
+        """Renew the lease and write what is told. See Beat for what the answer is worth."""
         asked_at = time.monotonic()
-        said = None if message is None else clean_text(message, limit=MAX_MESSAGE)
+        said = (message := told.get("message")) and clean_text(message, limit=MAX_MESSAGE)
+        values = (told.get("progress"), told.get("phase"), said, told.get("eta_s"), told.get("preview"))
 
         async def work(connection: Connection) -> Record | None:
-            row = await connection.fetchrow(SQL["beat"], parse_id(job_id), attempt, progress, phase, said)
+            row = await connection.fetchrow(SQL["beat"], parse_id(job_id), attempt, *values)
             if row is not None and row["queue_id"] is not None:
                 await queue.beat(connection, [row["queue_id"]])
             return row

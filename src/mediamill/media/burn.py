@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mediamill.errors import EngineFailed, UnsupportedMedia
 from mediamill.media import captions, ffmpeg, fonts
 from mediamill.media.captions import Captions
-from mediamill.media.encoders import EncoderChoice, Quality, choose, software
+from mediamill.media.encoders import EncoderChoice, Quality, choose, software, stood_in
 from mediamill.media.ffmpeg import Limits
 from mediamill.media.karaoke import SubtitleStyle
 from mediamill.media.probe import ColourTags, Container, VideoTrack
@@ -39,6 +39,8 @@ class Tool:
     encoder: str = "auto"
     fonts_dir: Path | None = None
     cancelled: threading.Event | None = None
+    on_fallback: Callable[[str], None] = lambda _sentence: None
+    """Called with a sentence when software stands in for a hardware encoder."""
 
 
 def burn(
@@ -98,6 +100,7 @@ def encode(
         if not choice.hardware:
             raise
     calm = software("h264", "balanced")
+    tool.on_fallback(stood_in(choice, calm))
     return (yield from encode(args, out, source, tool=replace(tool, encoder="libx264"), choice=calm))
 
 

@@ -103,7 +103,10 @@ class VideoWriter:
         self._mux(self._video, None)
         if self._audio is not None:
             self._mux(self._audio, None)
-        self._container.close()
+        try:
+            self._container.close()  # writes the index, and moves it to the front
+        except (av.error.FFmpegError, OSError) as failure:
+            raise EngineFailed(f"The video cannot be finished: {reason_of(failure)}.") from failure
 
     def picture(self) -> tuple[Any, Planes]:
         """An empty picture and views of its Y, U and V planes, to be filled in place and passed to `write`."""

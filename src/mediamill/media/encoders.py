@@ -94,6 +94,11 @@ def choose(setting: str, *, codec: Codec = "h264", quality: Quality = "balanced"
     return software(codec, quality, still=still)
 
 
+def stood_in(failed: EncoderChoice, used: EncoderChoice) -> str:
+    """The warning of a job whose hardware encoder did not do it."""
+    return f"The encoder {failed.name} did not work on this worker; {used.name} was used instead."
+
+
 @cache
 def works(name: str) -> bool:
     """Whether this encoder can encode a picture here; tried once for each process."""

@@ -13,7 +13,7 @@ import cv2
 from mediamill.errors import Cancelled, EngineFailed
 from mediamill.media import ken_burns, planes
 from mediamill.media.encode import VideoWriter
-from mediamill.media.encoders import Codec, EncoderChoice, Quality, choose, software
+from mediamill.media.encoders import Codec, EncoderChoice, Quality, choose, software, stood_in
 from mediamill.media.images import cover
 from mediamill.media.ken_burns import Anchor
 from mediamill.media.planes import Kernel, StillPlanes
@@ -53,6 +53,7 @@ def render(
     *,
     encoder: str = "auto",
     on_picture: Callable[[int], None] = lambda _n: None,
+    on_fallback: Callable[[str], None] = lambda _sentence: None,
     cancelled: threading.Event | None = None,
 ) -> None:
     """Write the clip to `out`, in the calling thread alone; several run well side by side.
@@ -63,6 +64,7 @@ def render(
         plan: What it shall be.
         encoder: `auto`, `libx264` or `h264_nvenc`; hardware that fails to open is replaced by software for this clip.
         on_picture: Called with the number of pictures done after each one.
+        on_fallback: Called with a sentence when software stands in for hardware.
         cancelled: Checked before each picture.
     Raises: Cancelled, EngineFailed.
     """
@@ -74,7 +76,9 @@ def render(
     except EngineFailed:
         if not choice.hardware:
             raise
-        _write(still, out, plan, software(plan.codec, plan.quality, still=True), on_picture, stop)
+        calm = software(plan.codec, plan.quality, still=True)
+        on_fallback(stood_in(choice, calm))
+        _write(still, out, plan, calm, on_picture, stop)
 
 
 def _write(

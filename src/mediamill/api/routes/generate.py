@@ -29,13 +29,14 @@ from mediamill.api.submit import (
 )
 from mediamill.contracts import generation
 from mediamill.errors import InvalidRequest
+from mediamill.inputs.references import check_url
 from mediamill.jobs.store import Idempotency, Submission
-from mediamill.model import Json
+from mediamill.model import Job, Json
 
 router = ContractRouter(error_reply=generation.error_reply, covers=("/api/v1/generate",), tags=["generation"])
 
 _ONE_OF: dict[str, Json] = {
-    "oneOf": [openapi.schema_of(wire) for wire in generation.DOCUMENTED.values()],
+    "oneOf": [openapi.schema_of(wire) for wire in generation.every_wire()],
     "discriminator": {"propertyName": "model"},
 }
 _BULK: dict[str, Json] = {
@@ -79,7 +80,7 @@ async def create(
     if wait:
         latest = await wait_for(deps, job, min(wait, MAX_WAIT_S), request=request)
         if latest.status.ended:
-            body = generation.reply(latest, await urls_of(deps, latest))
+            body = generation.reply(latest, await urls_of(deps, latest)) | generation.told_warnings(latest)
             return accepted(latest, body, replayed=replayed, status=200)
     return accepted(job, generation.accepted(job), replayed=replayed)
 
@@ -94,20 +95,28 @@ async def create(
 async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey) -> Response:
     """Queue all of them, or none when one is wrong. One webhook tells the end of the last."""
     asked, webhook_url = generation.bulk(raw)
+    if webhook_url is not None:
+        check_url(webhook_url, "webhookUrl", deps.guard)
+    idempotency = _idempotency(caller, key, raw)
+    before = None if idempotency is None else await deps.store.batch_made_by(idempotency)
+    if before is not None:
+        return _bulk_accepted(before.id, before.jobs, replayed=True)
     await check_quota(deps, caller, jobs=len(asked))
     ready = await _prepared(deps, caller, asked)
     try:
-        batch_id, jobs = await deps.store.submit_batch(
-            ready, webhook_url=webhook_url, idempotency=_idempotency(caller, key, raw)
-        )
+        batch_id, jobs = await deps.store.submit_batch(ready, webhook_url=webhook_url, idempotency=idempotency)
     except BaseException:
         await _unstage(deps, ready)
         raise
     made = {job.id for job in jobs}
-    await _unstage(deps, [s for s in ready if s.job_id not in made])  # a replay: these became no jobs
-    return JSONResponse(
-        generation.bulk_accepted(batch_id, jobs), 202, headers={"Location": f"/api/v1/generate/bulk/{batch_id}"}
-    )
+    others = [s for s in ready if s.job_id not in made]  # a replay at the same moment: these became no jobs
+    await _unstage(deps, others)
+    return _bulk_accepted(batch_id, jobs, replayed=bool(others))
+
+
+def _bulk_accepted(batch_id: str, jobs: Sequence[Job], *, replayed: bool) -> JSONResponse:
+    headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | ({"Idempotency-Replayed": "true"} if replayed else {})
+    return JSONResponse(generation.bulk_accepted(batch_id, jobs), 202, headers=headers)
 
 
 async def _prepared(deps: Deps, caller: Caller, asked: Sequence[generation.Asked]) -> list[Submission]:

@@ -45,7 +45,7 @@ async def generate(
     job, replayed = await submit(
         deps,
         caller,
-        entry=catalog.get(MODEL),
+        entry=catalog.get(asked.model),
         raw=asked.input,
         contract="text_to_video",
         wish=Wish(webhook_url=asked.webhook_url, idempotency_key=key, warnings=asked.warnings),

@@ -111,8 +111,13 @@ class DiffusersEngine:
         except ModelUnavailable:
             if not pull.allowed(source):
                 raise
-        call.say(Progress(0.0, Phase.LOADING, f"downloading {source}; this is done once"))
-        pull.pull(source, self._settings, on_bytes=lambda _done, _total: call.check_cancelled())
+
+        def told(done_bytes: int, total_bytes: int) -> None:
+            call.check_cancelled()
+            of = f"{done_bytes / 1024**3:.1f} of {total_bytes / 1024**3:.1f} GiB"
+            call.say(Progress(0.0, Phase.LOADING, f"downloading {source}, once: {of}"))
+
+        pull.pull(source, self._settings, on_bytes=told)
         return locate.located(source, self._settings, name=entry.name)
 
     def _placed(self, entry: Entry, plan: Plan, found: Located) -> tuple[Placement, Need, int]:

@@ -13,7 +13,7 @@ from mediamill.engines.diffusers.locate import Located
 from mediamill.engines.diffusers.plans import Callback, Plan, grid_frames_of, grid_of, seed_of
 from mediamill.model import Work
 
-PIPELINES = ("LTXPipeline", "LTXImageToVideoPipeline")
+PIPELINES = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
 DECODE_TIMESTEP = 0.05
 DECODE_NOISE = 0.025
 """What decoders with timestep conditioning (0.9.1 and later) are made for; the older ones ignore both."""
@@ -25,7 +25,7 @@ _DECODER_BYTES_PER_PIXEL = 200
 """Peak of the video decoder for one pixel of one frame: it works on 4x4-pixel patches."""
 
 
-def plan(work: Work, weights: Weights, found: Located) -> Plan:  # noqa: ARG001 - Family
+def plan(work: Work, weights: Weights, found: Located) -> Plan:
     """See Family."""
     params = work.params
     width, height, grid_width, grid_height = grid_of(work, weights)
@@ -46,11 +46,16 @@ def plan(work: Work, weights: Weights, found: Located) -> Plan:  # noqa: ARG001 
     }
     if picture is not None:
         call["image"] = covering(picture.path, width_px=grid_width, height_px=grid_height)
+    pipeline = "LTXPipeline" if picture is None else "LTXImageToVideoPipeline"
+    if found.pipeline == "LTXConditionPipeline":  # 0.9.5 and later: other noise levels, and both kinds of work
+        pipeline = found.pipeline
+        if call["num_inference_steps"] == 1:
+            call["timesteps"] = [1000.0]  # its own schedule divides by half the steps
     latent_frames = (grid_frames - 1) // 8 + 1
     tokens = latent_frames * (grid_width // 32) * (grid_height // 32) * (2 if guidance > 1 else 1)
     at_once = min(grid_frames, 8 * (TILE_LATENTS - 1) + 1)
     return Plan(
-        pipeline="LTXPipeline" if picture is None else "LTXImageToVideoPipeline",
+        pipeline=pipeline,
         call=call,
         width_px=width,
         height_px=height,
@@ -70,7 +75,9 @@ def generate(shell: Any, plan: Plan, *, callback: Callback, generator: Any) -> I
     """See Family."""
     result = shell(**plan.call, generator=generator, callback_on_step_end=callback, output_type="latent")
     check_finite(result.frames)
-    latents, timestep = _for_decoder(shell, _volume(shell, result.frames, plan), generator)
+    packed = result.frames.ndim == 3  # noqa: PLR2004 - (B, tokens, C); LTXConditionPipeline unpacks by itself
+    volume = _volume(shell, result.frames, plan) if packed else result.frames
+    latents, timestep = _for_decoder(shell, volume, generator)
 
     def decode(part: Any) -> Any:
         return shell.vae.decode(part, timestep, return_dict=False)[0]

@@ -79,4 +79,4 @@ class Steps:
             projection = self._loaded.remembered["projection"] = preview.fit(self._family, shell.vae)
         path = self._call.scratch / f"preview-{done}.png"
         preview.write(volume, projection, path)
-        self._call.say(OutputFile("preview.png", path, "image/png", preview=True))
+        self._call.say(OutputFile(path.name, path, "image/png", preview=True))

@@ -23,10 +23,11 @@ from mediamill.media.speech_subtitles import Word, is_cjk
 _POLL_S = 0.1
 _LEAST_UNHEARD_S = 1.2
 _COVER_PAD_S = 0.3
-_CONTEXT_S = 0.3
+_CONTEXT_S = 1.0
 _JOIN_S = 4.0
 _MAX_AGAIN_S = 25.0
-_PROMPT_CHARS = 200
+_CARRIED_TOKENS = 224
+_FORGET_TEMPERATURE = 0.5
 _MIN_LOGPROB = -1.0
 _MAX_NO_SPEECH = 0.6
 _MAX_REPETITION = 2.4
@@ -34,6 +35,9 @@ _LONG_WORD_S = 0.6
 _HELD_S, _HELD_PER_LETTER_S = 0.5, 0.12
 """Time a word may take; one that takes longer was stretched over speech that the model left out."""
 _DIGIT_LETTERS = 4
+_TIMELESS_RUN = 4
+"""So many words in a row without any length were not spoken: the model ran on past the end of its window."""
+_PREFIX_LETTERS = 4
 _ROUNDS = 2
 _TAIL_S = 0.25
 """Speech left at the end that is shorter than this is within the tolerance of segment times."""
@@ -68,6 +72,21 @@ class _PartState:
     heard_s: float = 0.0
     segments: list[Segment] = field(default_factory=list)
     again: int = 0
+    _tokens: list[int] = field(default_factory=list)
+    _latest: Any = None
+
+    def follow(self, segment: Any, length_s: float) -> None:
+        """Note how far it is, and what was said, as faster-whisper carries it from window to window."""
+        self.heard_s = max(self.heard_s, min(float(segment.end), length_s))
+        if self._latest is not None and self._latest.seek != segment.seek:
+            self._tokens = self.carried()
+        self._tokens += segment.tokens
+        self._latest = segment
+
+    def carried(self) -> list[int]:
+        """What the next window continues: nothing after one that was decoded by chance."""
+        by_chance = self._latest is None or self._latest.temperature > _FORGET_TEMPERATURE
+        return [] if by_chance else self._tokens[-_CARRIED_TOKENS:]
 
 
 class Decode:
@@ -90,7 +109,7 @@ class Decode:
         self._workers, self._cancelled = workers, cancelled
         self._states = {part.number: _PartState() for part in parts}
         self._stop = threading.Event()
-        self._prompt: str | None = None
+        self._before: list[int] = []
         self.again = 0
         """Stretches that were decoded a second time because no word was found in them."""
         self.segments: list[Segment] = []
@@ -122,9 +141,12 @@ class Decode:
 
     def _decode_part(self, part: Part) -> None:
         state = self._states[part.number]
-        prompt = self._prompt if self._workers == 1 else None
-        heard = self._heard(part.pieces, prompt=prompt, state=state)
+        heard = self._heard(part.pieces, state=state)
+        if self._workers == 1:
+            self._before = state.carried()
         segments = [_snapped(segment, self._probabilities) for segment in heard]
+        if self._options.task == "transcribe":
+            segments = _without(segments, _timeless(segments))
         tried: set[Span] = set()
         for _ in range(_ROUNDS):
             stretches = _joined_stretches(self._unheard(part, segments))
@@ -139,18 +161,13 @@ class Decode:
             tried.update(stretches)
         state.segments = segments
         state.heard_s = part.heard_s
-        if segments and self._workers == 1:
-            self._prompt = "".join(s.text for s in segments)[-_PROMPT_CHARS:]
 
-    def _heard(
-        self, pieces: Sequence[Span], *, prompt: str | None = None, state: _PartState | None = None, sure: bool = False
-    ) -> list[Segment]:
+    def _heard(self, pieces: Sequence[Span], *, state: _PartState | None = None, sure: bool = False) -> list[Segment]:
         """Decode pieces as one recording without the pauses between, and put the times back.
 
         Args:
             pieces: Samples to hear.
-            prompt: Text that came before.
-            state: Told how far it is.
+            state: Of the part they are, which continues the one before; None: by themselves.
             sure: Only segments the model is confident of.
         """
         audio = np.concatenate([self._sound.read(start, end) for start, end in pieces])
@@ -165,13 +182,13 @@ class Decode:
                 beam_size=self._options.beam_size,
                 word_timestamps=self._options.word_timestamps,
                 vad_filter=False,
-                initial_prompt=prompt,
+                initial_prompt=self._before if state is not None and self._before else None,
             )
             for segment in segments:
                 if self._stop.is_set():
                     break
                 if state is not None:
-                    state.heard_s = max(state.heard_s, min(float(segment.end), audio.size / RATE_HZ))
+                    state.follow(segment, audio.size / RATE_HZ)
                 if not sure or _confident(segment):
                     found.append(clock.segment(segment))
                 if float(segment.end) >= spoken_until_s:
@@ -201,9 +218,9 @@ class Decode:
         pad = round(_CONTEXT_S * RATE_HZ)
         wide = (max(part.span[0], stretch[0] - pad), min(part.span[1], stretch[1] + pad))
         start_s, end_s = stretch[0] / RATE_HZ - _COVER_PAD_S, stretch[1] / RATE_HZ + _COVER_PAD_S
-        found = self._heard([wide], sure=True)
+        found = [_snapped(segment, self._probabilities) for segment in self._heard([wide], sure=True)]
         held = [w for s in segments for w in s.words if start_s <= _middle_s(w) <= end_s and self._held_too_long(w)]
-        new_words = sum(start_s <= _middle_s(w) <= end_s for s in found for w in s.words)
+        new_words = sum(start_s < w.end_s and w.start_s < end_s for s in found for w in s.words)
         kept = _without(segments, held) if new_words > len(held) else segments
         inside = [_within(s, start_s, end_s, kept) for s in found]
         added = [s for s in inside if s is not None]
@@ -214,6 +231,15 @@ class Decode:
 
 def _middle_s(timed: Word | Segment) -> float:
     return (timed.start_s + timed.end_s) / 2
+
+
+def _timeless(segments: Sequence[Segment]) -> list[Word]:
+    """Words in long runs of words without length."""
+    found: list[list[Word]] = []
+    for segment in segments:
+        runs = itertools.groupby(segment.words, key=lambda w: w.end_s <= w.start_s)
+        found += [list(run) for timeless, run in runs if timeless]
+    return [word for run in found if len(run) >= _TIMELESS_RUN for word in run]
 
 
 def _parted(segments: Sequence[Segment], at_s: float) -> list[Segment]:
@@ -315,7 +341,7 @@ def _within(found: Segment, start_s: float, end_s: float, segments: Sequence[Seg
         taken = any(s.start_s <= middle_s <= s.end_s for s in segments)
         return found if start_s <= middle_s <= end_s and not taken else None
     near = [w for s in segments for w in s.words if w.end_s > start_s - 2 and w.start_s < end_s + 2]
-    words = [w for w in found.words if start_s <= _middle_s(w) <= end_s and not _taken(w, near)]
+    words = [w for w in found.words if start_s < w.end_s and w.start_s < end_s and not _taken(w, near)]
     if not words:
         return None
     return _of_words(tuple(words))
@@ -324,12 +350,17 @@ def _within(found: Segment, start_s: float, end_s: float, segments: Sequence[Seg
 def _taken(word: Word, near: Sequence[Word]) -> bool:
     """Whether the same moment, or the same word a moment apart, is there already."""
     middle_s = _middle_s(word)
-    plain = _plain(word.text)
     return any(
         w.start_s <= middle_s <= w.end_s
-        or (_plain(w.text) == plain and min(abs(w.end_s - word.start_s), abs(word.end_s - w.start_s)) < _JOIN_S / 8)
+        or (_alike(w.text, word.text) and min(abs(w.end_s - word.start_s), abs(word.end_s - w.start_s)) < _JOIN_S / 8)
         for w in near
     )
+
+
+def _alike(one: str, other: str) -> bool:
+    """The same word, or one cut off."""
+    short, long = sorted((_plain(one), _plain(other)), key=len)
+    return short == long or (len(short) >= _PREFIX_LETTERS and long.startswith(short))
 
 
 def _plain(text: str) -> str:
