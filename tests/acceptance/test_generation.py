@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.server
 import io
+import json
+import queue
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,7 @@ from PIL import Image
 
 from mediamill.media.probe import probe
 from tests.service import Serving, eventually, serving
+from tests.terminal import in_terminal, plain
 
 IMAGE: Mapping[str, Any] = {"prompt": "a red fox", "width": 72, "height": 64, "steps": 4, "seed": 7}
 CLIP: Mapping[str, Any] = {
@@ -31,13 +38,53 @@ CLIP: Mapping[str, Any] = {
 
 @pytest.fixture(scope="module")
 def service(tiny_settings: Mapping[str, str]) -> Iterator[Serving]:
-    extra = {**tiny_settings, "MEDIAMILL_DISK_RESERVE_BYTES": "0"}
+    extra = {
+        **tiny_settings,
+        "MEDIAMILL_DISK_RESERVE_BYTES": "0",
+        "OMP_NUM_THREADS": "1",
+        "MEDIAMILL_FAKE_ENGINES": "ltx2",
+        "MEDIAMILL_FETCH_ALLOW": "127.0.0.1",
+        "MEDIAMILL_MODEL_MEMORY_BYTES": str(4 * 1024**3),
+    }
     # Not under pytest's own folder: another session starting as root would lock the database server's user out.
     with (
         tempfile.TemporaryDirectory(prefix="mediamill-serve-") as folder,
-        serving(Path(folder), "--pools", "gpu", extra=extra) as running,
+        serving(Path(folder), "--pools", "cpu,gpu", extra=extra) as running,
     ):
         yield running
+
+
+@dataclass
+class Told:
+    """What a receiver of callbacks was sent."""
+
+    url: str
+    bodies: queue.Queue[bytes] = field(default_factory=queue.Queue)
+
+
+@contextlib.contextmanager
+def receiver() -> Iterator[Told]:
+    """A server on loopback that takes callbacks."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.bodies.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    told = Told(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield told
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def fetched(url: str) -> bytes:
@@ -80,6 +127,76 @@ def test_a_clip_comes_back_exact_through_both_contracts(service: Serving, tmp_pa
     done = eventually(lambda: (s := service.ask("GET", job_path)[1])["status"] == "completed" and s)
     assert done["result"]["durationMs"] == 833
     assert fetched(done["result"]["url"]) == path.read_bytes()
+
+
+def test_the_request_of_ltx2_works_on_the_fake_engine(service: Serving) -> None:
+    still = made(service, "zimage", IMAGE)["artifacts"][0]["url"]
+    asked = {"model": "ltx2", "imageUrl": still, "prompt": "A cinematic scene", "duration": 3, "fps": 12}
+    for sound in (False, True):
+        status, done = service.ask("POST", "/api/v1/generate?wait=60", {**asked, "generateAudio": sound})
+        assert status == 200, done
+        result = done["result"]
+        assert (result["contentType"], result["width"], result["height"]) == ("video/mp4", 1024, 576)
+        assert result["durationMs"] == 3000
+        assert result["url"].endswith(f"/outputs/{done['jobId']}/output.mp4")
+        facts = service.job(done["jobId"])["artifacts"][0]
+        assert (facts["frames"], "audio_codec" in facts) == (36, sound)
+
+
+def test_the_documented_callback_arrives_byte_for_byte(service: Serving) -> None:
+    asked = {"model": "zimage", "prompt": "a red fox", "width": 512, "height": 512, "steps": 8, "seed": 1}
+    with receiver() as told:
+        for more, word in (({}, "completed"), ({"width": 2048, "height": 2048, "prompt": "caf\u00e9"}, "failed")):
+            status, created = service.ask(
+                "POST", "/api/v1/generate", {**asked, **more, "webhookUrl": f"{told.url}/webhook"}
+            )
+            assert status == 202, created
+            body = told.bodies.get(timeout=60)
+            state = service.ask("GET", f"/api/v1/generate/{created['jobId']}")[1]
+            assert state["status"] == word
+            expected: dict[str, Any] = {"jobId": created["jobId"], "status": word}
+            if word == "completed":
+                result = state["result"]
+                expected["result"] = {
+                    "url": result["url"],
+                    "fileSizeBytes": result["fileSizeBytes"],
+                    "processingTimeMs": state["processingTimeMs"],
+                }
+            else:
+                expected["error"] = state["error"]
+            assert body == json.dumps(expected, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def test_what_cannot_fit_is_refused_with_what_to_lower_and_the_next_job_runs(service: Serving) -> None:
+    before = made(service, "zimage", IMAGE)["artifacts"][0]["sha256"]
+    failed = made(service, "zimage", {**IMAGE, "width": 2048, "height": 2048})
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "out_of_memory")
+    assert "Lower width and height (now 2048x2048)" in failed["error"]["message"]
+    assert made(service, "zimage", IMAGE)["artifacts"][0]["sha256"] == before
+
+
+def test_a_running_job_shows_previews_and_the_time_left(service: Serving) -> None:
+    asked = {**IMAGE, "width": 512, "height": 512, "steps": 60}
+    status, job = service.ask("POST", "/v1/jobs", {"model": "zimage", "input": asked})
+    assert status == 202, job
+    looked = eventually(lambda: "preview_url" in (job_now := service.job(job["id"])) and job_now)
+    assert Image.open(io.BytesIO(fetched(looked["preview_url"]))).size == (256, 256)
+    assert looked["eta_s"] >= 0
+    state = service.ask("GET", f"/api/v1/generate/{job['id']}")[1]
+    assert state["status"] != "processing" or "previewUrl" in state
+    later = eventually(lambda: (now := service.job(job["id"])).get("preview_url") != looked["preview_url"] and now)
+    assert "preview_url" in later or later["status"] == "succeeded"
+    done = service.ended(job["id"])
+    assert not {"preview_url", "eta_s"} & done.keys()
+
+
+def test_the_terminal_shows_previews_of_a_service(service: Serving, tmp_path: Path) -> None:
+    asked = ["generate", "zimage", "a red fox", "--width", "512", "--height", "512", "--steps", "40", "-o", "fox.png"]
+    status, screen = in_terminal(*asked, "--server", service.url, cwd=tmp_path)
+    assert status == 0, plain(screen)
+    assert "\u2580" in screen
+    assert "of 40, " in plain(screen)
+    assert probe(tmp_path / "fox.png").width_px == 512
 
 
 def test_a_picture_of_ours_goes_into_the_next_job(service: Serving) -> None:

@@ -372,8 +372,8 @@ def asked_for(files: tuple[str, ...], urls: dict[str, str]) -> tuple[str, dict[s
 
 
 @contextlib.asynccontextmanager
-async def broken_bucket(*, stalls: bool) -> AsyncIterator[str]:
-    """An S3 server that refuses everything, or takes everything and never answers; its address."""
+async def broken_bucket(answers: asyncio.Event) -> AsyncIterator[str]:
+    """An S3 server that answers nothing until the event is set, and then refuses everything; its address."""
     callers: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -381,8 +381,7 @@ async def broken_bucket(*, stalls: bool) -> AsyncIterator[str]:
         assert task is not None
         callers.add(task)
         try:
-            while stalls and await reader.read(65536):
-                pass
+            await answers.wait()
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
@@ -404,12 +403,7 @@ async def broken_bucket(*, stalls: bool) -> AsyncIterator[str]:
 @pytest.mark.parametrize(
     ("stalls", "status", "error", "message"),
     [
-        (
-            False,
-            500,
-            "Internal Server Error",
-            "The bucket 'b' at {place} does not let this key write: check the key's permissions.",
-        ),
+        (False, 500, "Internal Server Error", "The storage refused the operation."),
         (True, 504, "Gateway Timeout", "The job took longer than 6 s; it was then uploading."),
     ],
     ids=["refuses", "stalls"],
@@ -425,14 +419,18 @@ async def test_a_storage_that_does_not_take_the_result_is_told(
     message: str,
 ) -> None:
     url = web_server.url("/a.jpg", Page(still(tmp_path / "a.jpg").read_bytes()))
-    async with broken_bucket(stalls=stalls) as place:
+    answers = asyncio.Event()
+    if not stalls:
+        answers.set()
+    async with broken_bucket(answers) as place:
         bucket: dict[str, Any] = {"storage_mode": "s3", "s3_endpoint": f"http://{place}", "s3_bucket": "b"}
         keys: dict[str, Any] = {"s3_access_key_id": "key", "s3_secret_access_key": "open sesame"}
         limits: dict[str, Any] = {"fetch_allow": ("127.0.0.1/32",), "run_timeout_s": 6}
         async with working(store, database_url, tmp_path, **bucket, **keys, **limits) as service:
             answer = await service.post("/video/img2vid", one_still(image_url=url, duracao=0.1))
             job_id = answer.body.pop("jobId")
-            assert (answer.status, answer.body) == (status, bare(error, message.format(place=place)))
+            assert (answer.status, answer.body) == (status, bare(error, message))
+            answers.set()  # a stalled request holds the worker's end for up to its two minutes
             assert "sesame" not in json.dumps((await service.get(f"/v1/jobs/{job_id}")).body)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,44 @@ from mediamill.cli.generate import _draw
 from mediamill.media.probe import probe
 from tests.hub import hub
 from tests.service import mediamill
+from tests.terminal import in_terminal, plain
+
+SMALL = ("--width", "72", "--height", "64")
+HALF_BLOCK = "\u2580"
 
 
-def test_a_picture_is_made_where_it_was_asked_for(tmp_path: Path, tiny_settings: Mapping[str, str]) -> None:
-    asked = ["generate", "zimage", "a red fox", "--width", "72", "--height", "64", "--steps", "2", "--seed", "7"]
-    done = mediamill(*asked, "-o", "fox.png", cwd=tmp_path, extra=tiny_settings)
-    assert done.returncode == 0, done.stderr
+def test_a_person_sees_progress_the_time_left_previews_and_the_file(tmp_path: Path, tiny_zimage: Path) -> None:
+    with hub(tiny_zimage, "org/tiny") as served:
+        extra = {
+            "HF_ENDPOINT": served.url,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1",
+            "MEDIAMILL_MODEL_ZIMAGE": "org/tiny",
+            "DEVICE": "cpu",
+        }
+        asked = ["generate", "zimage", "a red fox", *SMALL, "--steps", "12", "-o", "fox.png"]
+        offline = mediamill(*asked, cwd=tmp_path, extra={**extra, "HF_HUB_OFFLINE": "1"})
+        assert offline.returncode == 1
+        assert "mediamill models pull zimage" in offline.stderr
+        assert served.asked == []
+        status, screen = in_terminal(*asked, cwd=tmp_path, extra=extra)
+        assert status == 0, plain(screen)
+        assert "model_index.json" in served.asked
     facts = probe(tmp_path / "fox.png")
     assert (facts.width_px, facts.height_px) == (72, 64)
-    assert "seed 7" in done.stdout
-    assert "fox.png" in done.stdout
+    shown = plain(screen)
+    assert "downloading org/tiny, once: 0.0 of 0.0 GiB" in shown
+    assert re.search(r"zimage step \d+ of 12, \d+ s left", shown)
+    drawn = [line for line in re.split(r"[\r\n]+", screen) if HALF_BLOCK in line]
+    assert len(drawn) == 3 * 19  # steps 3, 6 and 9: 48 columns of 80x64, two pixels a character
+    assert "fox.png" in shown
+    first = re.search(r"seed (\d+)", shown)
+    again = mediamill(*asked[:-1], "again.png", cwd=tmp_path, extra=extra)
+    assert again.returncode == 0, again.stderr
+    second = re.search(r"seed (\d+)", again.stdout)
+    assert first is not None
+    assert second is not None
+    assert first[1] != second[1]  # drawn anew each time
 
 
 def test_a_clip_can_start_from_a_local_picture(tmp_path: Path) -> None:
@@ -30,24 +58,6 @@ def test_a_clip_can_start_from_a_local_picture(tmp_path: Path) -> None:
     done = mediamill(*asked, "--num-frames", "9", cwd=tmp_path, extra={"MEDIAMILL_FAKE_ENGINES": "all"})
     assert done.returncode == 0, done.stderr
     assert probe(tmp_path / "output.mp4").frames == 9
-
-
-def test_weights_that_are_not_here_are_fetched_by_the_first_job(tmp_path: Path, tiny_zimage: Path) -> None:
-    with hub(tiny_zimage, "org/tiny") as served:
-        extra = {
-            "HF_ENDPOINT": served.url,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": "1",
-            "MEDIAMILL_MODEL_ZIMAGE": "org/tiny",
-        }
-        asked = ["generate", "zimage", "a fox", "--width", "64", "--height", "64", "--steps", "1", "-o", "a.png"]
-        offline = mediamill(*asked, cwd=tmp_path, extra={**extra, "HF_HUB_OFFLINE": "1"})
-        assert offline.returncode == 1
-        assert "mediamill models pull zimage" in offline.stderr
-        assert served.asked == []
-        done = mediamill(*asked, cwd=tmp_path, extra=extra)
-        assert done.returncode == 0, done.stderr
-        assert "model_index.json" in served.asked
 
 
 def test_options_come_from_the_catalog_and_wrong_ones_are_named(tmp_path: Path) -> None:

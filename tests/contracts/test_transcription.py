@@ -67,6 +67,8 @@ def test_webhooks_say_how_it_ended() -> None:
         "jobId": "job-1",
     }
     assert transcription.webhook(job(Status.CANCELLED), {})["code"] == 409
+    large = transcription.webhook(job(Status.FAILED, error=JobError("too_large", "Too long.")), {})
+    assert (large["code"], large["error"]) == (413, "Payload Too Large")
 
 
 def test_the_request_is_split_from_what_is_ours() -> None:

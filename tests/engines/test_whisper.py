@@ -19,6 +19,7 @@ import srt
 
 from mediamill.engines import whisper
 from mediamill.engines.whisper.residency import Key
+from mediamill.engines.whisper.weights import at_hand, locate
 from mediamill.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from mediamill.media.karaoke import parse_ass
 from mediamill.model import EngineContext, InputFile, OutputData, OutputFile, Phase, Progress, Work
@@ -243,13 +244,11 @@ def test_a_doubtful_language_without_text_gives_way_to_the_next_and_is_reported(
     ran = _heard_by(model, tmp_path, "two_cities.wav")
     assert (ran.output["language"], ran.output["language_probability"]) == ("pt", 0.4)
     assert str(ran.output["text"]).startswith("pt0 pt1 pt2")
-    assert ran.output["warnings"] == [
-        "The language is doubtful (la 0.50, pt 0.40, es 0.06); 'pt' was used because the first gave no text. "
-        "Name it with `language` if it is wrong."
-    ]
+    (warning,) = ran.output["warnings"]  # type: ignore[misc]
+    assert "doubtful (la 0.50, pt 0.40, es 0.06); 'pt' was used because the first gave no text" in warning
     (_, _, whole_s), *others = model.asked
     assert whole_s > 40
-    assert others == [("pt", "transcribe", 30), ("pt", "transcribe", whole_s)], "tried on its beginning first"
+    assert others == [("pt", "transcribe", 29), ("pt", "transcribe", whole_s)], "tried on its beginning first"
     fractions = [p.fraction for p in ran.progress]
     assert fractions == sorted(fractions)
 
@@ -268,11 +267,8 @@ def test_what_no_language_makes_sense_of_is_never_a_silent_success(tmp_path: Pat
     assert "doubtful (la 0.50, pt 0.40, es 0.06)" in doubtful
     assert "No words were recognised in 4" in nothing
     assert "music" in nothing
-    assert [(language, heard_s > 30) for language, _, heard_s in model.asked] == [
-        ("la", True),
-        ("pt", False),
-        ("es", False),
-    ]
+    assert {language for language, _, _ in model.asked} == {"la", "pt", "es"}
+    assert {language for language, _, heard_s in model.asked if heard_s > 31} == {"la"}, "the others on the beginning"
 
 
 def test_a_sure_or_forced_language_is_the_only_one_and_no_reason_for_a_warning(tmp_path: Path) -> None:
@@ -312,7 +308,7 @@ def test_a_cpu_counts_in_int8_and_a_gpu_in_float16(
 
 def test_a_device_that_is_none_says_so(tmp_path: Path) -> None:
     engine = whisper.create({"MEDIAMILL_MODEL_WHISPER_TINY": str(speech.tiny_en()), "DEVICE": "abacus"})
-    with pytest.raises(EngineFailed, match="DEVICE='abacus'.*cpu, cuda"):
+    with pytest.raises(EngineFailed, match=r"DEVICE='abacus'.*cpu, cuda"):
         Ran(engine, speech.recording("beckett.wav"), tmp_path / "s")
 
 
@@ -332,17 +328,19 @@ for event in engine.run(work, EngineContext(Path.cwd(), threading.Event())):
 """
 
 
-def test_weights_that_are_not_here_are_fetched_once_saying_so(tmp_path: Path) -> None:
+def test_weights_that_are_not_here_are_fetched_and_that_is_said(tmp_path: Path) -> None:
     with hub(speech.tiny_en(), "org/tiny", extra={"pytorch_model.bin": b"not needed"}) as served:
         variables = environment({"HF_ENDPOINT": served.url, "HF_HUB_CACHE": str(tmp_path / "hub")})
-        told = [_printed(FETCH, variables, tmp_path) for _ in range(2)]
-    fetching = [line for line in told[0] if "download" in line]
+        told = _printed(FETCH, variables, tmp_path)
+    fetching = [line for line in told if "download" in line]
     assert all(line.startswith("loading ") for line in fetching)
     assert fetching[-1].endswith(f"downloaded org/tiny: {sum(p.stat().st_size for p in _needed()) / 1e6:.0f} MB")
     assert float(fetching[-1].split()[1]) > float(fetching[0].split()[1])
     assert sorted(set(served.asked)) == sorted(p.name for p in _needed())
-    assert not any("download" in line for line in told[1])
-    assert all(speech.plain_words(speech.BECKETT) == speech.plain_words(lines[-2]) for lines in told)
+    assert speech.plain_words(told[-2]) == speech.plain_words(speech.BECKETT)
+    here = at_hand(locate("tiny", {"MEDIAMILL_MODEL_WHISPER_TINY": "org/tiny"}), tmp_path / "hub")
+    assert here is not None
+    assert (here / "model.bin").stat().st_size == (speech.tiny_en() / "model.bin").stat().st_size
 
 
 def _needed() -> list[Path]:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mediamill.engines.whisper.audio import RATE_HZ, Decoding, Sound
-from mediamill.errors import Cancelled, UnsupportedMedia
+from mediamill.engines.whisper.speech import Listening
+from mediamill.errors import Cancelled, TooLarge, UnsupportedMedia
 from tests import speech
 
 
@@ -21,8 +22,10 @@ def tone(seconds: float, *, rate_hz: int = 48_000, pitch_hz: float = 440) -> np.
     return (np.sin(np.arange(round(seconds * rate_hz)) / rate_hz * 2 * np.pi * pitch_hz) * 12000).astype(np.int16)
 
 
-def write(path: Path, sound: np.ndarray, codec: str, *, video: bool = False, start_s: float = 0.0) -> Path:
-    """A file of one sound stream, and a black picture stream if `video`."""
+def write(
+    path: Path, sound: np.ndarray, codec: str, *, video: bool = False, start_s: float = 0.0, gap_s: float = 0.0
+) -> Path:
+    """A file of one sound stream, and a black picture stream if `video`; the second half comes `gap_s` late."""
     with av.open(str(path), "w") as out:
         pictures = out.add_stream("libx264", rate=10) if video else None
         if pictures is not None:
@@ -36,7 +39,8 @@ def write(path: Path, sound: np.ndarray, codec: str, *, video: bool = False, sta
             out.mux(pictures.encode(None))
         for at in range(0, sound.size, 960):
             frame = av.AudioFrame.from_ndarray(sound[None, at : at + 960], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 48_000, at + round(start_s * 48_000), Fraction(1, 48_000)
+            late_s = start_s + (gap_s if at > sound.size // 2 else 0.0)
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, at + round(late_s * 48_000), Fraction(1, 48_000)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return path
@@ -70,6 +74,27 @@ def test_every_container_gives_the_same_sound(tmp_path: Path, name: str, codec: 
     pitch_hz = np.abs(np.fft.rfft(heard)).argmax()
     assert pitch_hz == pytest.approx(440, abs=2)
     assert 0.2 < np.abs(heard).max() < 0.6
+
+
+def test_damage_in_the_middle_is_counted_and_the_rest_heard(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.m4a", tone(4.0), "aac")
+    content = bytearray(whole.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = np.random.default_rng(1).bytes(third)
+    broken = tmp_path / "b.m4a"
+    broken.write_bytes(content)
+    decoding = Decoding(broken, tmp_path / "out", threading.Event())
+    list(decoding)
+    assert decoding.damaged > 10
+    assert decoding.sound.duration_s == pytest.approx(4.0, abs=0.2)
+    assert np.abs(decoding.sound.read(0, RATE_HZ // 2)).max() > 0.2
+
+
+def test_timestamps_beyond_what_is_accepted_are_refused_without_filling_the_disk(tmp_path: Path) -> None:
+    far = write(tmp_path / "far.mkv", tone(0.5), "flac", start_s=1.0, gap_s=13 * 3600)
+    with pytest.raises(TooLarge, match="12 hours"):
+        decoded(far, tmp_path / "out")
+    assert (tmp_path / "out").stat().st_size < RATE_HZ * 4
 
 
 def test_sound_that_starts_late_is_heard_late(tmp_path: Path) -> None:
@@ -129,13 +154,22 @@ def test_noise_under_a_known_header_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
-    minutes = speech.write_wav(tmp_path / "long.wav", np.zeros(8 * 60 * RATE_HZ, np.int16))
+    peaks = [_peak_bytes(tmp_path, minutes) for minutes in (5, 9)]
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 64 * 1024**2
+
+
+def _peak_bytes(folder: Path, minutes: int) -> int:
+    """Most memory that reading and listening through a recording took."""
+    path = speech.write_wav(folder / "long.wav", np.zeros(minutes * 60 * RATE_HZ, np.int16))
     tracemalloc.start()
-    sound = decoded(minutes, tmp_path / "out")
-    _, peak_bytes = tracemalloc.get_traced_memory()
+    sound = decoded(path, folder / "out")
+    listening = Listening(sound, threading.Event())
+    assert len(list(listening)) == -(-minutes // 2)
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert sound.duration_s == pytest.approx(480)
-    assert peak_bytes < 2 * 1024**2
+    assert sound.duration_s == pytest.approx(minutes * 60)
+    return peak
 
 
 def test_a_cancel_stops_the_reading(tmp_path: Path) -> None:

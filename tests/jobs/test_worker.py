@@ -308,12 +308,17 @@ async def test_a_storage_that_hiccups_costs_no_second_run(store: JobStore, tmp_p
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
-async def test_a_storage_that_refuses_fails_the_job_with_its_reason(store: JobStore, tmp_path: Path) -> None:
-    workshop = Workshop(store, settings_in(tmp_path), Troubled(StorageRefused("The bucket refused: quota exceeded.")))
+async def test_a_storage_that_refuses_fails_the_job_and_its_address_stays_in_the_log(
+    store: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workshop = Workshop(
+        store, settings_in(tmp_path), Troubled(StorageRefused("The bucket 'b' refused: quota exceeded."))
+    )
     async with workshop.working():
         job = await workshop.end_of(await workshop.make())
     assert job.error is not None
-    assert (job.error.code, job.error.message) == ("storage_refused", "The bucket refused: quota exceeded.")
+    assert (job.error.code, job.error.message) == ("storage_refused", "The storage refused the operation.")
+    assert "The bucket 'b' refused: quota exceeded." in caplog.text
 
 
 async def test_draining_ends_what_runs_and_takes_nothing_more(workshop: Workshop) -> None:

@@ -105,7 +105,8 @@ async def here(
         inputs={name: _input(name, path) for name, path in order.files.items()},
     )
     pool = catalog.pool_of(entry, settings.fake_engines)
-    provider = plugins.load("providers", "local").create(settings, pool=pool)
+    alone = settings.model_copy(update={"cpu_slots": settings.cpu_slots or 1})  # nothing else runs beside it
+    provider = plugins.load("providers", "local").create(alone, pool=pool)
     delivered = Delivered(warnings=[*warnings, *here])
     with tempfile.TemporaryDirectory(prefix="mediamill-") as folder:
         events = provider.run(work, scratch=Path(folder), deadline_s=settings.run_timeout_s or entry.run_timeout_s)

@@ -28,6 +28,7 @@ from mediamill.errors import (
     MediamillError,
     NotFound,
     RetryLater,
+    StorageError,
     StoreUnavailable,
 )
 from mediamill.jobs.events import Wake
@@ -295,7 +296,9 @@ class Carry:
     async def _fail(self, error: MediamillError) -> None:
         tail = error.log_tail if isinstance(error, EngineFailed) else ""
         _log.warning("job failed: %s%s", error.message, f"\n{tail}" if tail else "", extra=self._facts)
-        told = JobError(error.code, error.message)
+        # where this installation keeps its files is for its log, not for callers
+        shown = type(error)().message if isinstance(error, StorageError) else error.message
+        told = JobError(error.code, shown)
         await self._finish(lambda: self._store.fail(*self._fence, told, timings=self._phases.timings()))
 
     async def _fail_unexpectedly(self, error: Exception) -> None:

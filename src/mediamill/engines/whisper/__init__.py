@@ -34,7 +34,7 @@ MAX_TEXT_BYTES = 160 * 1024
 """Longer text is cut in the job's output (which is bounded); the files hold all of it."""
 _READ, _LISTENED, _FETCHED, _DECODED = 0.03, 0.06, 0.3, 0.97
 """Shares of the whole at which the file is read, listened through, its model fetched (if need be), and decoded."""
-TRIAL_S = 30.0
+TRIAL_S = 29.0
 """Speech from which it is judged whether another language gives any text."""
 _OTHER_LANGUAGES = 2
 """Languages tried besides a doubtful one when it gives no text."""

@@ -39,6 +39,7 @@ _TIMELESS_RUN = 4
 """So many words in a row without any length were not spoken: the model ran on past the end of its window."""
 _PREFIX_LETTERS = 4
 _ROUNDS = 2
+_WINDOW_S = 30.0
 _TAIL_S = 0.25
 """Speech left at the end that is shorter than this is within the tolerance of segment times."""
 _SPOKEN = 0.35
@@ -147,20 +148,23 @@ class Decode:
         segments = [_snapped(segment, self._probabilities) for segment in heard]
         if self._options.task == "transcribe":
             segments = _without(segments, _timeless(segments))
-        tried: set[Span] = set()
-        for _ in range(_ROUNDS):
-            stretches = _joined_stretches(self._unheard(part, segments))
-            for stretch in stretches:
-                if self._stop.is_set():
-                    return
-                if stretch not in tried:
-                    state.again += 1
-                    segments = self._with_missing(segments, stretch, part)
-            if tried.issuperset(stretches):
-                break
-            tried.update(stretches)
+        if segments or part.heard_s <= _WINDOW_S:  # a long part without any text is no speech of this language
+            segments = self._completed(segments, part, state)
         state.segments = segments
         state.heard_s = part.heard_s
+
+    def _completed(self, segments: list[Segment], part: Part, state: _PartState) -> list[Segment]:
+        """With what is found where somebody speaks and no word is."""
+        tried: set[Span] = set()
+        for _ in range(_ROUNDS):
+            stretches = [s for s in _joined_stretches(self._unheard(part, segments)) if s not in tried]
+            for stretch in stretches:
+                if self._stop.is_set():
+                    return segments
+                state.again += 1
+                segments = self._with_missing(segments, stretch, part)
+            tried.update(stretches)
+        return segments
 
     def _heard(self, pieces: Sequence[Span], *, state: _PartState | None = None, sure: bool = False) -> list[Segment]:
         """Decode pieces as one recording without the pauses between, and put the times back.

@@ -184,7 +184,9 @@ def unheard(
         least_s: Less speech than that is within the tolerance of word times.
     """
     first, last = part.span[0] // HOP, -(-part.span[1] // HOP)
-    heard = np.zeros(len(probabilities[first:last]), bool)
+    heard = np.ones(len(probabilities[first:last]), bool)
+    for start, end in part.pieces:
+        heard[start // HOP - first : -(-end // HOP) - first] = False
     for start_s, end_s in covered:
         low = int(start_s * RATE_HZ) // HOP - first
         high = -(-int(end_s * RATE_HZ) // HOP) - first
