@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from mediamill import __version__
 from mediamill.media.encoders import works
 from tests.service import mediamill
+
+
+def test_the_version_is_told_without_a_command(tmp_path: Path) -> None:
+    ran = mediamill("--version", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, f"mediamill {__version__}\n")
 
 
 def test_help_names_every_command_with_a_sentence(tmp_path: Path) -> None:

@@ -67,14 +67,26 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else Exit.DONE
 
 
-def common(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    """Media generation and processing on one durable job core."""
-    if version:
+def _tell_version(*, wanted: bool) -> None:
+    if wanted:
         print(f"mediamill {__version__}")
         raise typer.Exit
+
+
+def common(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version.",
+            is_eager=True,
+            callback=lambda value: _tell_version(wanted=value),
+        ),
+    ] = False,
+) -> None:
+    """Media generation and processing on one durable job core."""
+    del version  # told before any command is looked for
 
 
 def settings_for(*, quiet: bool = False, **given: Any) -> Loaded:
