@@ -176,7 +176,7 @@ def test_what_cannot_fit_is_refused_with_what_to_lower_and_the_next_job_runs(ser
 
 
 def test_a_running_job_shows_previews_and_the_time_left(service: Serving) -> None:
-    asked = {**IMAGE, "width": 512, "height": 512, "steps": 60}
+    asked = {**IMAGE, "width": 512, "height": 512, "steps": 100}
     status, job = service.ask("POST", "/v1/jobs", {"model": "zimage", "input": asked})
     assert status == 202, job
     looked = eventually(lambda: "preview_url" in (job_now := service.job(job["id"])) and job_now)

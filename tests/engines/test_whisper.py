@@ -200,11 +200,14 @@ def test_a_language_the_model_does_not_know_is_refused(engine: whisper.WhisperEn
 class Polyglot:
     """Understands one language at most: a word every half second. Not sure which one it hears."""
 
-    supported_languages = ("en", "la", "pt", "es")
+    supported_languages = ("en", "la", "pt", "es", "ar", "zh", "th", "de")
     model = SimpleNamespace(is_multilingual=True, num_languages=99)
 
-    def __init__(self, understands: str | None, heard: Sequence[tuple[str, float]]) -> None:
+    def __init__(
+        self, understands: str | None, heard: Sequence[tuple[str, float]], *, pieces: Sequence[str] = ()
+    ) -> None:
         self.understands, self.heard = understands, list(heard)
+        self.pieces = pieces or [f" {understands}{n}" for n in range(200)]
         self.asked: list[tuple[str, str, float]] = []
 
     def detect_language(self, *, audio: np.ndarray) -> tuple[str, float, list[tuple[str, float]]]:
@@ -214,7 +217,7 @@ class Polyglot:
         length_s = audio.size / speech.RATE_HZ
         self.asked.append((language, task, round(length_s)))
         words = [
-            SimpleNamespace(word=f" {language}{n}", start=n / 2, end=n / 2 + 0.4, probability=0.9)
+            SimpleNamespace(word=self.pieces[n % len(self.pieces)], start=n / 2, end=n / 2 + 0.4, probability=0.9)
             for n in range(int(length_s * 2) if language == self.understands else 0)
         ]
         text = "".join(word.word for word in words)
@@ -278,6 +281,30 @@ def test_a_sure_or_forced_language_is_the_only_one_and_no_reason_for_a_warning(t
     ran = _heard_by(forced, tmp_path, "beckett.wav", language="es", task="translate")
     assert (ran.output["language"], ran.output["language_probability"], ran.output["warnings"]) == ("es", 1.0, [])
     assert {asked[:2] for asked in forced.asked} == {("es", "translate")}
+
+
+@pytest.mark.parametrize(
+    ("language", "pieces", "words"),
+    [
+        ("en", [" 1", ",000", " don", "'t", " $", "5", ".", "99"], ["1,000", "don't", "$5.99"]),
+        ("ar", [" مرحبا", "،", " كيف", " حالك"], ["مرحبا،", "كيف", "حالك"]),
+        ("zh", ["今天", "是", "2", "0", "2", "6", "年", "。"], ["今天", "是", "2026", "年。"]),
+        ("th", ["สวัส", "ดี", "ครับ"], ["สวัส", "ดี", "ครับ"]),
+        ("de", [" Donau", "dampf", "schiff", "fahrt", "."], ["Donaudampfschifffahrt."]),
+    ],
+)
+def test_every_script_is_right_in_all_three_files(
+    tmp_path: Path, language: str, pieces: list[str], words: list[str]
+) -> None:
+    ran = _heard_by(Polyglot(language, [], pieces=pieces), tmp_path, "beckett.wav", language=language)
+    listed = [str(w["word"]) for w in ran.words]
+    assert listed[: len(words)] == words
+    assert all(a["end"] <= b["start"] for a, b in itertools.pairwise(ran.words))
+    shown = [c.content for c in srt.parse(ran.files["segments.srt"])]
+    said = "".join(str(ran.output["text"]).split())
+    assert "".join(listed) == said
+    assert "".join("".join(shown).split()) == said
+    assert [e.plaintext for e in pysubs2.SSAFile.from_string(ran.files["karaoke.ass"]).events] == shown
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,12 @@ def _facts(call: Call, plan: Plan, place: Placement) -> dict[str, Any]:
 
 
 def _delivered(call: Call, plan: Plan, pace: Pace, frames: Iterator[Frame]) -> OutputFile:
-    """The finished file. The pipeline runs ahead in its own thread while the encoder takes frames."""
+    """The finished file. A video's pipeline runs ahead in its own thread while the encoder takes frames."""
+    import torch
+
+    if plan.fps is None:
+        with torch.no_grad():
+            return output.write(_counted(call, plan, pace, frames), call.scratch, fps=None)
     ahead = decode.Ahead(frames, depth=_FRAMES_AHEAD)
     try:
         return output.write(_counted(call, plan, pace, ahead), call.scratch, fps=plan.fps)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -174,8 +175,18 @@ def _whole(path: Path) -> bool:
     return path.stat().st_size == start + int(end)
 
 
-def _header(path: Path) -> tuple[int, dict[str, dict[str, list[int]]]] | None:
+_Header = tuple[int, dict[str, dict[str, list[int]]]]
+
+
+def _header(path: Path) -> _Header | None:
     """Where the data begins, and the tensors' entries."""
+    stat = path.stat()
+    return _read_header(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read_header(path: Path, _size_bytes: int, _modified_ns: int) -> _Header | None:
+    """Once for each state of a file: every job looks whether its weights are still there."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length < 100 * 1024**2:

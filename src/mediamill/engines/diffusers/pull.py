@@ -37,8 +37,9 @@ def pull(source: str, settings: Mapping[str, str], *, on_bytes: OnBytes) -> Path
     """
     with _hub_errors(source):
         import huggingface_hub as hub
+        from huggingface_hub.utils import disable_progress_bars
 
-        hub.utils.disable_progress_bars()
+        disable_progress_bars()
         cache = locate.cache_folders(settings)[0]
         common: dict[str, Any] = {"cache_dir": cache, "token": settings.get("HF_TOKEN") or None}
         index = json.loads(Path(hub.hf_hub_download(source, "model_index.json", **common)).read_text())
