@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 
+import pytest
 import requests
 
 from tests.api import hands
@@ -115,22 +116,20 @@ async def test_a_url_is_given_instead_when_asked_for(service):
         assert await file.read() == CLIP
 
 
-async def test_a_failure_is_500_with_the_documents_sentence_and_the_job(service):
+@pytest.mark.parametrize(
+    ("code", "status", "sentence"),
+    [
+        ("out_of_memory", 500, "Out of memory. Lower width."),
+        ("deadline_exceeded", 504, "The job took longer than 1200 s."),
+    ],
+)
+async def test_a_failure_has_the_documents_sentence_and_the_job(service, code, status, sentence):
     calling = asyncio.ensure_future(service.post("/api/v1/text-to-video", POSTMAN))
     await queued(service)
-    job_id = await hands.fail(service.deps, "out_of_memory", "Out of memory. Lower width.")
+    job_id = await hands.fail(service.deps, code, sentence)
     answer = await calling
-    assert answer.status == 500
-    assert answer.body == {"detail": "Video generation failed: Out of memory. Lower width.", "jobId": job_id}
-
-
-async def test_a_generation_that_takes_too_long_is_504_with_the_job(service):
-    calling = asyncio.ensure_future(service.post("/api/v1/text-to-video", POSTMAN))
-    await queued(service)
-    job_id = await hands.fail(service.deps, "deadline_exceeded", "The job took longer than 1200 s.")
-    answer = await calling
-    assert answer.status == 504
-    assert answer.body == {"detail": "Video generation failed: The job took longer than 1200 s.", "jobId": job_id}
+    assert answer.status == status
+    assert answer.body == {"detail": f"Video generation failed: {sentence}", "jobId": job_id}
 
 
 async def test_a_job_goes_on_when_its_caller_leaves(service):

@@ -136,6 +136,15 @@ def test_a_picture_has_no_duration_and_a_drawn_seed_is_told() -> None:
     }
 
 
+def test_an_entry_of_several_files_tells_them_all() -> None:
+    result = generation.reply(replace(DONE, model="img2vid", artifacts=(VIDEO, PICTURE)), URLS)["result"]
+    assert result["url"] == URLS["output.mp4"]
+    assert [(f["name"], f["contentType"]) for f in result["files"]] == [
+        ("output.mp4", "video/mp4"),
+        ("output.png", "image/png"),
+    ]
+
+
 def test_a_preview_is_told_where_there_is_one() -> None:
     running = replace(RUNNING, preview="previews/g/preview-2.png")
     body = generation.reply(running, {"previews/g/preview-2.png": "https://x/preview-2.png"})

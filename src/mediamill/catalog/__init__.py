@@ -66,6 +66,10 @@ VideoName = Annotated[str, AfterValidator(_plain_name), Field(max_length=200)]
 """A caller's name for one MP4."""
 
 
+Seed = Annotated[int | None, Field(ge=0, lt=2**53)]
+"""Null: drawn, and told in the result. Below what every JSON reader keeps exact."""
+
+
 def _even(value: int) -> int:
     if value % 2:
         raise ValueError("must be even for H.264 video")

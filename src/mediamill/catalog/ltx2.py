@@ -7,12 +7,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mediamill.catalog import AudioUrl, Entry, EvenPx, ImageUrl, Request, VideoUrl, Weights, engine_of, register
+from mediamill.catalog import AudioUrl, Entry, EvenPx, ImageUrl, Request, Seed, VideoUrl, Weights, engine_of, register
 from mediamill.config import Settings
 from mediamill.errors import NotImplementedYet
 
-SEEDS = 2**53
-"""Seeds are below this, so that every JSON reader keeps them exact."""
 MAX_PROMPTS = 8
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}\.mp4", re.IGNORECASE)
 
@@ -26,7 +24,7 @@ class Ltx2Request(Request):
     prompts: list[str] | None = Field(None, min_length=1, max_length=MAX_PROMPTS)
     """One clip each, instead of `prompt`."""
     negative_prompt: str | None = Field(None, max_length=5000)
-    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    seed: Seed = None
     """Null: drawn, and told in the output."""
     steps: int = Field(30, ge=1, le=100)
     guidance: float = Field(7.0, ge=0, le=20)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mediamill.catalog import Entry, EvenPx, ImageUrl, Request, Weights, register
-
-SEEDS = 2**53
-"""Seeds are below this, so that every JSON reader keeps them exact."""
+from mediamill.catalog import Entry, EvenPx, ImageUrl, Request, Seed, Weights, register
 
 
 class LtxVideoRequest(Request):
@@ -29,7 +26,7 @@ class LtxVideoRequest(Request):
     """Number of denoising steps: more are better and slower."""
     guidance_scale: float = Field(7.5, ge=0, le=20)
     """How closely to follow the prompt; up to 1 switches guidance off and halves the cost."""
-    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    seed: Seed = None
     """Null: drawn, and told in the result."""
     image_url: ImageUrl | None = None
     """The first frame: image to video."""

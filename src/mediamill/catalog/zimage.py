@@ -7,11 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from mediamill.catalog import Entry, ImageUrl, Request, Weights, register
+from mediamill.catalog import Entry, ImageUrl, Request, Seed, Weights, register
 from mediamill.config import Settings
-
-SEEDS = 2**53
-"""Seeds are below this, so that every JSON reader keeps them exact."""
 
 
 class ZImageRequest(Request):
@@ -27,7 +24,7 @@ class ZImageRequest(Request):
     """Denoising steps: 8 or 9 for turbo, 28 to 50 for base."""
     guidance_scale: float = Field(0.0, ge=0, le=20)
     """0 for turbo, 1 to 20 for base; above 0 every step costs twice."""
-    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    seed: Seed = None
     """Null: drawn, and told in the output."""
     image_url: ImageUrl | None = None
     """A picture to start from: image to image."""

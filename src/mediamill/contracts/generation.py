@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 from mediamill import catalog
 from mediamill.contracts import percent, when
 from mediamill.errors import Detail, InvalidRequest, MediamillError, NotFound
-from mediamill.model import Job, Json, Status
+from mediamill.model import Artifact, Job, Json, Status
 
 QUEUED_MESSAGE = "Job queued. Poll GET /api/v1/generate/{jobId} for status."
 """As documented, braces included."""
@@ -30,7 +30,6 @@ _WORDS: Mapping[Status, str] = {
     Status.CANCELLED: "failed",
 }
 
-Seed = Annotated[int | None, Field(ge=0, lt=2**53, description="Random seed for reproducibility")]
 Webhook = Annotated[str | None, Field(description="Callback URL on completion")]
 
 
@@ -60,7 +59,7 @@ class Ltx2(_Wire):
     fps: Annotated[float, Field(ge=12, le=30, description="Frames per second")] = 24
     mode: Annotated[Literal["i2v", "t2v"], Field(description="t2v needs no image")] = "i2v"
     negative_prompt: Annotated[str | None, Field(max_length=5000, description="Features to avoid")] = None
-    seed: Seed = None
+    seed: catalog.Seed = Field(None, description="Random seed for reproducibility")
     audio_url: Annotated[str | None, Field(description="Speech to move the lips to")] = None
     generate_audio: Annotated[bool, Field(description="Make a sound track too")] = False
 
@@ -91,7 +90,7 @@ class ZImage(_Wire):
     height: Annotated[int, Field(ge=512, le=2048, description="Output height")] = 1024
     steps: Annotated[int, Field(ge=8, le=100, description="Inference steps (8-9 for Turbo)")] = 9
     guidance_scale: Annotated[float, Field(ge=0, le=20, description="0 for Turbo, 1-20 for Base")] = 0
-    seed: Seed = None
+    seed: catalog.Seed = Field(None, description="Random seed for reproducibility")
     image_url: Annotated[str | None, Field(description="A picture to start from")] = None
     strength: Annotated[float, Field(gt=0, le=1, description="How far to go from imageUrl")] = 0.6
 
@@ -311,22 +310,29 @@ def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
 
 
 def _result(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
-    """The first file, with probed facts."""
+    """The first file, with probed facts; where there are more, all of them in `files`."""
     if not job.artifacts:
         return dict(job.output or {})
-    first = job.artifacts[0]
-    result: dict[str, Json] = {
-        "url": urls[first.name],
-        "contentType": first.media_type,
-        "fileSizeBytes": first.size_bytes,
-    }
-    if first.facts.duration_s is not None and not first.media_type.startswith("image/"):
-        result["durationMs"] = round(first.facts.duration_s * 1000)
-    if first.facts.width_px is not None:
-        result |= {"width": first.facts.width_px, "height": first.facts.height_px}
+    result = _file(job.artifacts[0], urls)
     if job.input.get("seed") is None and job.output and "seed" in job.output:
         result["seed"] = job.output["seed"]
+    if len(job.artifacts) > 1:
+        result["files"] = [{"name": artifact.name, **_file(artifact, urls)} for artifact in job.artifacts]
     return result
+
+
+def _file(artifact: Artifact, urls: Mapping[str, str]) -> dict[str, Json]:
+    shown: dict[str, Json] = {
+        "url": urls[artifact.name],
+        "contentType": artifact.media_type,
+        "fileSizeBytes": artifact.size_bytes,
+    }
+    facts = artifact.facts
+    if facts.duration_s is not None and not artifact.media_type.startswith("image/"):
+        shown["durationMs"] = round(facts.duration_s * 1000)
+    if facts.width_px is not None:
+        shown |= {"width": facts.width_px, "height": facts.height_px}
+    return shown
 
 
 def _processing_ms(job: Job) -> int:

@@ -37,7 +37,7 @@ def pull(source: str, settings: Mapping[str, str], *, on_bytes: OnBytes) -> Path
     """
     with _hub_errors(source):
         import huggingface_hub as hub
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
         cache = locate.cache_folders(settings)[0]
