@@ -191,12 +191,12 @@ def test_a_running_job_shows_previews_and_the_time_left(service: Serving) -> Non
 
 
 def test_the_terminal_shows_previews_of_a_service(service: Serving, tmp_path: Path) -> None:
-    asked = ["generate", "zimage", "a red fox", "--width", "512", "--height", "512", "--steps", "40", "-o", "fox.png"]
+    asked = ["generate", "zimage", "a red fox", "--width", "768", "--height", "768", "--steps", "100", "-o", "fox.png"]
     status, screen = in_terminal(*asked, "--server", service.url, cwd=tmp_path)
     assert status == 0, plain(screen)
     assert "\u2580" in screen
-    assert "of 40, " in plain(screen)
-    assert probe(tmp_path / "fox.png").width_px == 512
+    assert "of 100, " in plain(screen)
+    assert probe(tmp_path / "fox.png").width_px == 768
 
 
 def test_a_picture_of_ours_goes_into_the_next_job(service: Serving) -> None:
