@@ -3,9 +3,10 @@
     python benchmarks/generation_cpu.py [--rounds 60]
 
 Tiny random weights, 64x64, 2 steps, one compute thread (several threads wait for each other on a busy machine, which is
-not what is measured here). Three tables: the time of the same request as a bare diffusers call (picture as an
-array), in the engine (PNG file, progress, checks), and as a job through the worker's child process, interleaved in one
-run; a cold start by part; and what the API process imports.
+not what is measured here). Three tables: the time of the same request as a bare diffusers call (pictures as an
+array), as one whose pictures then go into the same file that we deliver, in the engine (file, progress, checks), and
+as a job through the worker's child process, interleaved in one run; a cold start by part; and what the API process
+imports. The load of the machine stands beside them: other work shows in the p95 first.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import diffusers
+import numpy as np
 import torch
 import transformers
 
 from mediamill.config import Settings
 from mediamill.engines import diffusers as engine_module
+from mediamill.engines.diffusers import output
 from mediamill.model import EngineContext, OutputData, Phase, Progress, Work
 from mediamill.providers import local
 from tests.fixtures_tiny import work_of
@@ -77,10 +81,9 @@ def main() -> None:
 
 
 def _versions() -> None:
-
     print(
-        f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}, "
-        f"{torch.get_num_threads()} threads"
+        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}, "
+        f"{torch.get_num_threads()} threads; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -110,7 +113,7 @@ async def _cold(settings: Settings, folder: Path, model: str) -> dict[str, float
 
 def _overhead(settings: Settings, folder: Path, model: str, rounds: int) -> None:
     location = settings.model_location(model) or ""
-    bare = _bare(location, model)
+    bare, bare_file = _bare(location, model, folder)
     name = f"MEDIAMILL_MODEL_{model.upper().replace('-', '_')}"
     engine = engine_module.create({name: location, "DEVICE": "cpu"})
     with asyncio.Runner() as runner:
@@ -123,7 +126,12 @@ def _overhead(settings: Settings, folder: Path, model: str, rounds: int) -> None
         def as_job() -> None:
             runner.run(_drain(provider, folder, model))
 
-        ways = {"bare diffusers": bare, "engine": in_engine, "job in the child": as_job}
+        ways = {
+            "bare diffusers": bare,
+            "bare, and the file": bare_file,
+            "engine": in_engine,
+            "job in the child": as_job,
+        }
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for way in ways.values():
             for _ in range(3):
@@ -152,8 +160,8 @@ async def _drain(provider: Any, folder: Path, model: str) -> None:
             pass
 
 
-def _bare(location: str, model: str) -> Callable[[], None]:
-    """The same request without mediamill, the frames as arrays."""
+def _bare(location: str, model: str, folder: Path) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The same request without mediamill: the frames as an array, and in the file that we deliver."""
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(location)
     pipe.set_progress_bar_config(disable=True)
@@ -164,10 +172,15 @@ def _bare(location: str, model: str) -> Callable[[], None]:
     else:
         call |= {"num_frames": 9, "frame_rate": 8, "guidance_scale": 7.5}
 
-    def run() -> None:
-        pipe(**call, generator=torch.Generator().manual_seed(7), output_type="np")
+    def run() -> Any:
+        return pipe(**call, generator=torch.Generator().manual_seed(7), output_type="np")[0]
 
-    return run
+    def run_to_file() -> None:
+        frames = np.rint(np.asarray(run()).reshape(-1, 64, 64, 3) * 255).astype(np.uint8)
+        fps = None if model == "zimage" else Fraction(8)
+        output.write(iter(frames), folder, width_px=64, height_px=64, fps=fps)
+
+    return run, run_to_file
 
 
 def _work(model: str) -> Work:

@@ -159,3 +159,13 @@ def test_requests_of_other_entries_are_understood(params: dict[str, Any], size: 
 def test_a_null_seed_is_drawn_and_told(tmp_path: Path) -> None:
     (data,) = (e for e in run(tmp_path, kind="audio", duration_s=0.1, seed=None) if isinstance(e, OutputData))
     assert 0 <= data.values["seed"] < 2**31
+
+
+@pytest.mark.parametrize(
+    ("asked", "sound"),
+    [({}, True), ({"generate_audio": False}, False), ({"generate_audio": False, "audio_url": "file:a.wav"}, True)],
+)
+def test_a_video_is_silent_where_sound_was_declined(tmp_path: Path, asked: dict[str, Any], sound: bool) -> None:
+    path = file_of(run(tmp_path, kind="video", width=64, height=32, duration_s=0.2, **asked)).path
+    with av.open(str(path)) as container:
+        assert bool(container.streams.audio) == sound

@@ -315,9 +315,11 @@ async def test_previews_are_stored_apart_and_are_no_artifacts(tmp_path: Path) ->
             await asyncio.sleep(0)
         yield output(scratch, "clip.mp4")
 
-    performed, _ = await go(Scripted(script), tmp_path, into=where)
+    looks: list[str] = []
+    performed, _ = await go(Scripted(script), tmp_path, into=where, on_preview=looks.append)
     assert [s.artifact.name for s in performed.staged] == ["clip.mp4"]
-    assert await bytes_of(where, "previews/j1/look.png") == b"early"
+    assert looks == ["previews/j1/look.png"]
+    assert await bytes_of(where, looks[0]) == b"early"
 
 
 async def test_the_deadline_covers_everything_and_stops_the_work(tmp_path: Path) -> None:

@@ -194,12 +194,13 @@ def _delivered(call: Call, plan: Plan, pace: Pace, frames: Iterator[Frame]) -> O
     """The finished file. A video's pipeline runs ahead in its own thread while the encoder takes frames."""
     import torch
 
+    kind: dict[str, Any] = {"width_px": plan.width_px, "height_px": plan.height_px, "fps": plan.fps}
     if plan.fps is None:
         with torch.no_grad():
-            return output.write(_counted(call, plan, pace, frames), call.scratch, fps=None)
+            return output.write(_counted(call, plan, pace, frames), call.scratch, **kind)
     ahead = decode.Ahead(frames, depth=_FRAMES_AHEAD)
     try:
-        return output.write(_counted(call, plan, pace, ahead), call.scratch, fps=plan.fps)
+        return output.write(_counted(call, plan, pace, ahead), call.scratch, **kind)
     finally:
         ahead.close()
 

@@ -10,20 +10,23 @@ import cv2
 
 from mediamill.engines.diffusers.geometry import Frame
 from mediamill.errors import EngineFailed
-from mediamill.media.encode import frames_to_video
+from mediamill.media.encode import VideoWriter
+from mediamill.media.encoders import software
 from mediamill.model import OutputFile
 
 PNG_LEVEL = 1
 """A seventh of Pillow's default time for a sixth more bytes."""
 
 
-def write(frames: Iterator[Frame], folder: Path, *, fps: Fraction | None) -> OutputFile:
+def write(frames: Iterator[Frame], folder: Path, *, width_px: int, height_px: int, fps: Fraction | None) -> OutputFile:
     """`output.png` from one frame, or `output.mp4` (H.264, bt709) taking frames as they come."""
     if fps is None:
         (frame,) = frames
         return OutputFile("output.png", write_png(frame, folder / "output.png"), "image/png")
     path = folder / "output.mp4"
-    frames_to_video(frames, path, fps=fps)
+    with VideoWriter(path, width_px=width_px, height_px=height_px, fps=fps, encoder=software("h264", "best")) as video:
+        for frame in frames:
+            video.write_rgb(frame)
     return OutputFile("output.mp4", path, "video/mp4")
 
 

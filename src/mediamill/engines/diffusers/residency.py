@@ -134,16 +134,18 @@ class Residency:
             memory.give_back(oldest.key.placement.device)
 
     def _watch(self) -> None:
-        """One timer for the next pipeline to grow too old."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """One timer for the next pipeline to grow too old; one that comes too early looks and waits for the rest."""
         idle = [v.used_at_s for v in self._loaded.values() if v.users == 0]
-        if idle:
+        if idle and self._timer is None:
             wait_s = max(0.0, min(idle) + self._ttl_s - self._clock())
-            self._timer = threading.Timer(wait_s, self.drop_unused, kwargs={"older_than_s": self._ttl_s})
+            self._timer = threading.Timer(wait_s, self._grown_old)
             self._timer.daemon = True
             self._timer.start()
+
+    def _grown_old(self) -> None:
+        with self._lock:
+            self._timer = None
+        self.drop_unused(older_than_s=self._ttl_s)
 
 
 def _load(key: Key, pipeline: str) -> Loaded:
