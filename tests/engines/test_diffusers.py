@@ -169,6 +169,12 @@ def frames_before_encoding(folder: Path, work: Work) -> Iterator[np.ndarray]:
     residency.close()
 
 
+def test_one_step_makes_a_clip_of_the_first_checkpoints_too(diffusers_engine: DiffusersEngine, tmp_path: Path) -> None:
+    ran = run(diffusers_engine, tmp_path, work_of("ltx-video", **{**SMALL_CLIP, "num_inference_steps": 1}))
+    assert probe(ran.file.path, media_type="video/mp4").frames == 9
+    assert ran.output["steps"] == 1
+
+
 def test_a_clip_shows_the_frames_in_their_order_and_colours(
     diffusers_engine: DiffusersEngine, tmp_path: Path, tiny_ltx_video: Path
 ) -> None:
@@ -396,7 +402,10 @@ def test_components_can_visit_the_device_one_at_a_time(tmp_path: Path, tiny_sett
     ("settings", "model", "error", "says"),
     [
         ({"MEDIAMILL_MODEL_ZIMAGE": "/nowhere/at/all"}, "zimage", ModelUnavailable, "is no folder"),
-        ({"DTYPE": "int8"}, "zimage", ModelUnavailable, "DTYPE 'int8'"),
+        ({"DTYPE": "int8"}, "zimage", ModelUnavailable, "DTYPE 'int8'.*float16, bfloat16, float32"),
+        ({"DEVICE": "nonsense"}, "zimage", ModelUnavailable, "DEVICE 'nonsense'.*accepted here: cpu"),
+        ({"DEVICE": "meta"}, "zimage", ModelUnavailable, "DEVICE 'meta'.*accepted here: cpu"),
+        ({"DEVICE": "cuda:99"}, "zimage", ModelUnavailable, "DEVICE 'cuda:99'.*accepted here: cpu"),
         ({}, "ltx2", NotImplementedYet, "do not exist here yet"),
         ({}, "longcat", NotImplementedYet, "does not run on diffusers"),
     ],
@@ -418,6 +427,31 @@ def test_what_cannot_run_says_why(
 
 
 def test_half_precision_is_a_setting(tmp_path: Path, tiny_settings: Mapping[str, str]) -> None:
-    own = engine_module.create({**tiny_settings, "DTYPE": "bf16"})
-    assert run(own, tmp_path, work_of("zimage", **SMALL_IMAGE)).output["dtype"] == "bfloat16"
+    own = engine_module.create({**tiny_settings, "DTYPE": "BF16", "DEVICE": "CPU"})
+    output = run(own, tmp_path, work_of("zimage", **SMALL_IMAGE)).output
+    assert (output["dtype"], output["device"]) == ("bfloat16", "cpu")
     own.close()
+
+
+@pytest.mark.parametrize(("model", "other"), [("zimage", "LTX_VIDEO"), ("ltx-video", "ZIMAGE")])
+def test_weights_of_another_family_are_named(
+    tmp_path: Path, tiny_settings: Mapping[str, str], model: str, other: str
+) -> None:
+    setting = locate.setting_name(model)
+    own = engine_module.create({**tiny_settings, setting: tiny_settings[f"MEDIAMILL_MODEL_{other}"]})
+    asked = SMALL_IMAGE if model == "zimage" else SMALL_CLIP
+    with pytest.raises(ModelUnavailable, match=f"{model}.*Pipeline; accepted: .*Pipeline.*{setting}"):
+        run(own, tmp_path, work_of(model, **asked))
+    assert own.held() == []
+    own.close()
+
+
+def test_a_picture_that_cannot_be_taken_is_named_by_its_field(
+    diffusers_engine: DiffusersEngine, tmp_path: Path
+) -> None:
+    Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
+    for model, asked in (("zimage", SMALL_IMAGE), ("ltx-video", SMALL_CLIP)):
+        with pytest.raises(MediamillError, match=r"^image_url: .*50000000 pixels"):
+            run(
+                diffusers_engine, tmp_path / model, work_of(model, **asked, inputs={"image_url": tmp_path / "huge.png"})
+            )

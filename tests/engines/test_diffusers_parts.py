@@ -232,19 +232,21 @@ def test_a_fitted_projection_shows_the_colours_of_what_was_encoded(tmp_path: Pat
         (Need(10, 6, 2), 12, "cuda", False, Placement("cuda", "bfloat16")),
         (Need(10, 6, 2), 11, "cuda", False, Placement("cuda", "bfloat16", offload=True)),
         (Need(10, 6, 2), 99, "cuda", True, Placement("cuda", "bfloat16", offload=True)),
-        (Need(10, 6, 2), 7, "cuda", False, None),
-        (Need(10, 6, 2), 11, "cpu", False, None),
+        (Need(10, 6, 2), 7, "cuda", False, "Lower width"),
+        (Need(10, 6, 2), 11, "cpu", False, "Lower width"),
+        (Need(10, 6, 2), 6, "cuda", False, "weights alone take"),
+        (Need(10, 6, 2), 10, "cpu", False, "weights alone take"),
     ],
 )
 def test_where_weights_go_follows_from_what_fits(
-    needed: Need, budget: int, device: str, low_vram: bool, expected: Placement | None
+    needed: Need, budget: int, device: str, low_vram: bool, expected: Placement | str
 ) -> None:
     def choose() -> Placement:
         wanted = Placement(device, "bfloat16")
         return memory.choose(wanted, needed, budget, name="m", lower="Lower width.", low_vram=low_vram)
 
-    if expected is None:
-        with pytest.raises(OutOfMemory, match="Lower width"):
+    if isinstance(expected, str):
+        with pytest.raises(OutOfMemory, match=expected):
             choose()
     else:
         assert choose() == expected
@@ -341,10 +343,25 @@ def test_counted_weights_are_those_of_the_loaded_modules(tiny_zimage: Path) -> N
         (lambda f: next((f / "transformer").glob("*.safetensors")).unlink(), r"transformer/\*.safetensors"),
         (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json"),
         (lambda f: _cut(next((f / "vae").glob("*.safetensors"))), "vae/diffusion_pytorch_model.safetensors"),
+        (lambda f: _rewrite(next((f / "vae").glob("*.safetensors")), b"[1]     "), "vae/diffusion_pytorch_model"),
+        (lambda f: _rewrite(next((f / "vae").glob("*.safetensors")), b'{"a": 1}'), "vae/diffusion_pytorch_model"),
         (lambda f: _shard(f / "transformer"), "transformer/part-2.safetensors"),
+        (lambda f: _number(f / "transformer"), "transformer/model-00002-of-00002.safetensors"),
+        (lambda f: _keep(f / "tokenizer", "tokenizer_config.json"), "tokenizer/"),
         (lambda f: _dangle(next((f / "text_encoder").glob("*.safetensors"))), "text_encoder/model.safetensors"),
     ],
-    ids=["no index", "no weights", "no config", "cut off", "a shard missing", "a dangling link"],
+    ids=[
+        "no index",
+        "no weights",
+        "no config",
+        "cut off",
+        "no header",
+        "another header",
+        "a shard missing",
+        "a shard missing, and the list of shards",
+        "only a part of the tokenizer",
+        "a dangling link",
+    ],
 )
 def test_a_partial_download_is_noticed(tmp_path: Path, tiny_zimage: Path, damage: object, named: str) -> None:
     snapshot = as_hub_cache(tiny_zimage, tmp_path, "org/model")
@@ -355,6 +372,20 @@ def test_a_partial_download_is_noticed(tmp_path: Path, tiny_zimage: Path, damage
 
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
+
+
+def _rewrite(path: Path, header: bytes) -> None:
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def _number(home: Path) -> None:
+    next(home.glob("*.safetensors")).rename(home / "model-00001-of-00002.safetensors")
+
+
+def _keep(home: Path, name: str) -> None:
+    for path in home.iterdir():
+        if path.name != name:
+            path.unlink()
 
 
 def _dangle(path: Path) -> None:

@@ -87,6 +87,7 @@ class DiffusersEngine:
         begun_s = time.perf_counter()
         _import_libraries()
         call.note("import_s", begun_s)
+        _check_class(entry, family, found)
         plan = family.plan(call.work, entry.weights, found)
         place, needed, budget = self._placed(entry, plan, found)
         call.check_cancelled()
@@ -122,11 +123,8 @@ class DiffusersEngine:
 
     def _placed(self, entry: Entry, plan: Plan, found: Located) -> tuple[Placement, Need, int]:
         """Where the weights go. Raises OutOfMemory when this request cannot fit, before anything is loaded."""
-        try:
-            wanted = memory.placement(self._settings)
-            size = memory.torch_dtype(wanted.dtype).itemsize
-        except ValueError as error:
-            raise ModelUnavailable(str(error)) from error
+        wanted = memory.placement(self._settings)
+        size = memory.torch_dtype(wanted.dtype).itemsize
         needed = memory.need(found, size, plan.activations_bytes * size // 2)
         budget = memory.budget_bytes(wanted.device, self._settings)
         place = memory.choose(wanted, needed, budget, name=entry.name, lower=plan.lower, low_vram=plan.low_vram)
@@ -156,13 +154,22 @@ class DiffusersEngine:
                 _generate(call, how[0], how[1], loaded)
 
 
+def _check_class(entry: Entry, family: Family, found: Located) -> None:
+    """Raises ModelUnavailable for weights that are those of another family."""
+    if family.PIPELINES and found.pipeline not in family.PIPELINES:
+        raise ModelUnavailable(
+            f"The weights of {entry.name} are of class {found.pipeline}; accepted: {', '.join(family.PIPELINES)}. "
+            f"See {locate.setting_name(entry.name)}."
+        )
+
+
 def _generate(call: Call, family: Family, plan: Plan, loaded: Loaded) -> None:
     import torch
 
     remembered_as = f"tail_s {plan.grid_width_px}x{plan.grid_height_px}x{plan.grid_frames}"
     begun_s = time.perf_counter()
     pace = Pace(plan.steps, tail_s=loaded.remembered.get(remembered_as))
-    shell = loaded.shell(plan.pipeline)
+    shell = loaded.shell(plan.pipeline, steps=plan.steps)
     generator = torch.Generator("cpu").manual_seed(plan.seed)  # the same noise on every device
     steps = Steps(call, family, plan, loaded, pace)
     try:

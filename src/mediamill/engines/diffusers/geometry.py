@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mediamill.errors import TooLarge, UnsupportedMedia
 from mediamill.media.images import cover
+from mediamill.model import InputFile
 
 Frame = npt.NDArray[np.uint8]
 """(H, W, 3) RGB, full range."""
@@ -31,6 +31,12 @@ def centre_crop(frame: Frame, *, width_px: int, height_px: int) -> Frame:
     return np.ascontiguousarray(frame[top : top + height_px, left : left + width_px])
 
 
-def covering(path: Path, *, width_px: int, height_px: int) -> Image.Image:
-    """An input picture upright, scaled to cover the size and cropped at its centre, RGB."""
-    return Image.fromarray(cover(path, width_px, height_px))
+def covering(picture: InputFile, *, width_px: int, height_px: int) -> Image.Image:
+    """An input picture upright, scaled to cover the size and cropped at its centre, RGB.
+
+    Raises: UnsupportedMedia or TooLarge, naming the field.
+    """
+    try:
+        return Image.fromarray(cover(picture.path, width_px, height_px))
+    except (TooLarge, UnsupportedMedia) as error:
+        raise type(error)(f"{picture.field}: {error.message}") from error

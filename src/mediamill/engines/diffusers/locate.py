@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mediamill.catalog import Entry
 from mediamill.errors import ModelUnavailable
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = (".safetensors", ".bin")
+_VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\..+)")
 _MOUNTED_CACHES = ("/runpod-volume/huggingface-cache/hub", "/runpod-volume/cache")
 
 
@@ -109,7 +112,7 @@ def missing(folder: Path) -> list[str]:
     index = _index(folder)
     if not index:
         return ["model_index.json"]
-    return [problem for component in _components(index) for problem in _missing_of(folder, component)]
+    return [problem for name, cls in _components(index) for problem in _missing_of(folder / name, cls)]
 
 
 def size_bytes(folder: Path) -> int:
@@ -129,29 +132,38 @@ def _class_name(folder: Path) -> str:
     return str(_index(folder).get("_class_name", ""))
 
 
-def _components(index: Mapping[str, object]) -> Iterator[str]:
-    """Folders that a pipeline needs: entries of the form [library, class]."""
+def _components(index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Folders that a pipeline needs, and the class of what is in them: entries of the form [library, class]."""
     for name, value in index.items():
         if isinstance(value, list) and len(value) == 2 and value[1]:  # noqa: PLR2004 - [library, class]
-            yield name
+            yield name, str(value[1])
 
 
-def _missing_of(folder: Path, component: str) -> list[str]:
-    home = folder / component
+def _missing_of(home: Path, cls: str) -> list[str]:
     if not home.is_dir():
-        return [f"{component}/"]
+        return [f"{home.name}/"]
     configs = [p for p in home.glob("*.json") if p.is_file()]
     if not configs:
-        return [f"{component}/config.json"]
+        return [f"{home.name}/config.json"]
+    if "Tokenizer" in cls:
+        whole = any(p.is_file() for pattern in _VOCABULARY for p in home.glob(pattern))
+        return [] if whole else [f"{home.name}/{_VOCABULARY[0]}"]
     if not (home / "config.json").exists():
-        return []  # a scheduler, tokenizer or processor: no weights
+        return []  # a scheduler or processor: no weights
     shards = {s for p in configs if p.name.endswith(".index.json") for s in _shards(p)}
-    if shards:
-        return [f"{component}/{s}" for s in sorted(shards) if not _whole(home / s)]
-    files = [p for p in home.iterdir() if p.suffix in _WEIGHTS]
-    if not files:
-        return [f"{component}/*.safetensors"]
-    return [f"{component}/{p.name}" for p in files if not _whole(p)]
+    names = shards or {s for p in home.iterdir() if p.suffix in _WEIGHTS for s in _siblings(p.name)}
+    if not names:
+        return [f"{home.name}/*.safetensors"]
+    return [f"{home.name}/{name}" for name in sorted(names) if not _whole(home / name)]
+
+
+def _siblings(name: str) -> list[str]:
+    """All the shards that one shard's name (`model-00001-of-00003.safetensors`) says there are."""
+    shard = _SHARD.fullmatch(name)
+    if shard is None:
+        return [name]
+    stem, count, suffix = shard.groups()
+    return [f"{stem}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
 
 
 def _shards(index: Path) -> set[str]:
@@ -193,15 +205,23 @@ def _read_header(path: Path, _size_bytes: int, _modified_ns: int) -> _Header | N
             return None
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            tensors = {name: _entry(value) for name, value in header.items() if name != "__metadata__"}
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
-    header.pop("__metadata__", None)
-    return 8 + length, header
+    return 8 + length, tensors
+
+
+def _entry(value: Any) -> dict[str, list[int]]:
+    """Raises TypeError or KeyError for what is no tensor's entry."""
+    return {
+        "shape": list(value["shape"]),
+        "data_offsets": [int(value["data_offsets"][0]), int(value["data_offsets"][1])],
+    }
 
 
 def _params(folder: Path) -> dict[str, int]:
     """Numbers stored by component; a .bin file counts as half-precision."""
-    return {component: _numbers(folder / component) for component in _components(_index(folder))}
+    return {name: _numbers(folder / name) for name, _cls in _components(_index(folder))}
 
 
 def _numbers(home: Path) -> int:

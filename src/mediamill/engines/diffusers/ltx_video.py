@@ -45,7 +45,7 @@ def plan(work: Work, weights: Weights, found: Located) -> Plan:
         "guidance_scale": guidance,
     }
     if picture is not None:
-        call["image"] = covering(picture.path, width_px=grid_width, height_px=grid_height)
+        call["image"] = covering(picture, width_px=grid_width, height_px=grid_height)
     pipeline = "LTXPipeline" if picture is None else "LTXImageToVideoPipeline"
     if found.pipeline == "LTXConditionPipeline":  # 0.9.5 and later: other noise levels, and both kinds of work
         pipeline = found.pipeline

@@ -10,9 +10,17 @@ from typing import Any
 import psutil
 
 from mediamill.engines.diffusers.locate import Located
-from mediamill.errors import OutOfMemory
+from mediamill.errors import ModelUnavailable, OutOfMemory
 
 _GIB = 1024**3
+_DTYPES: Mapping[str, str] = {
+    "float16": "float16",
+    "fp16": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float32": "float32",
+    "fp32": "float32",
+}
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CUDA_SHARE = 0.94
 """The rest is the CUDA context and what the allocator cannot give back."""
@@ -47,16 +55,46 @@ class Need:
 
 
 def placement(settings: Mapping[str, str]) -> Placement:
-    """`DEVICE` and `DTYPE`; unset: CUDA when present, bfloat16 where the device computes in it, else float32 on CPU."""
+    """`DEVICE` and `DTYPE`; unset: CUDA when present, bfloat16 where the device computes in it, else float32 on CPU.
+
+    Raises: ModelUnavailable for a device that is not here, or a type that no pipeline runs in.
+    """
     import torch
 
-    device = settings.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(settings.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
     named = settings.get("DTYPE")
     if named:
-        return Placement(device, {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(named, named))
+        return Placement(device, _dtype(named))
     if device.startswith("cuda"):
         return Placement(device, "bfloat16" if torch.cuda.is_bf16_supported() else "float16")
     return Placement(device, "float32")
+
+
+def _device(named: str) -> str:
+    import torch
+
+    here = {"cpu": 1}
+    other = torch.accelerator.current_accelerator(check_available=True)
+    if other is not None:
+        here[other.type] = torch.accelerator.device_count()
+    plain = named.strip().lower()
+    try:
+        device = torch.device(plain)
+    except RuntimeError:
+        device = None
+    if device is None or (device.index or 0) >= here.get(device.type, 0):
+        accepted = ", ".join(
+            kind if count == 1 else f"{kind}, {kind}:0 to {kind}:{count - 1}" for kind, count in here.items()
+        )
+        raise ModelUnavailable(f"DEVICE {named!r} is no device of this machine; accepted here: {accepted}.")
+    return plain
+
+
+def _dtype(named: str) -> str:
+    known = _DTYPES.get(named.strip().lower())
+    if known is None:
+        raise ModelUnavailable(f"DTYPE {named!r} is not one of float16, bfloat16, float32.")
+    return known
 
 
 def need(found: Located, dtype_bytes: int, activations_bytes: int) -> Need:
@@ -83,7 +121,7 @@ def budget_bytes(device: str, settings: Mapping[str, str]) -> int:
 def choose(wanted: Placement, needed: Need, budget: int, *, name: str, lower: str, low_vram: bool) -> Placement:
     """Everything on the device when it fits, else one component at a time.
 
-    Raises: OutOfMemory when neither fits; the message says what to lower.
+    Raises: OutOfMemory when neither fits; the message says what to lower, where that can help.
     """
     can_offload = wanted.device != "cpu" or low_vram
     if needed.resident_bytes <= budget and not low_vram:
@@ -91,9 +129,11 @@ def choose(wanted: Placement, needed: Need, budget: int, *, name: str, lower: st
     if can_offload and needed.offloaded_bytes <= budget:
         return Placement(wanted.device, wanted.dtype, offload=True)
     least = needed.offloaded_bytes if can_offload else needed.resident_bytes
+    weights = least - needed.activations_bytes
+    mend = lower if weights < budget else f"Its weights alone take {weights / _GIB:.2f} GiB: it needs a larger device."
     raise OutOfMemory(
         f"Out of memory: {name} needs about {least / _GIB:.2f} GiB for this request and {wanted.device} has "
-        f"{budget / _GIB:.2f} GiB for models. {lower}"
+        f"{budget / _GIB:.2f} GiB for models. {mend}"
     )
 
 
@@ -119,10 +159,7 @@ def give_back(device: str) -> None:
 
 
 def torch_dtype(name: str) -> Any:
-    """The torch dtype of that name. Raises ValueError for one that is no floating-point type."""
+    """The torch dtype of a placement's `dtype`."""
     import torch
 
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"DTYPE {name!r} is not one of float16, bfloat16, float32.")
-    return dtype
+    return getattr(torch, name)

@@ -37,7 +37,7 @@ def plan(work: Work, weights: Weights, found: Located) -> Plan:
     wanted |= {"width": grid_width, "height": grid_height, "num_frames": grid_frames, "num_inference_steps": steps}
     wanted["frame_rate"] = params.get("fps")
     for name, file in work.inputs.items():
-        wanted[name.removesuffix("_url")] = covering(file.path, width_px=grid_width, height_px=grid_height)
+        wanted[name.removesuffix("_url")] = covering(file, width_px=grid_width, height_px=grid_height)
     return Plan(
         pipeline=found.pipeline,
         call={k: v for k, v in wanted.items() if k in known and v is not None},

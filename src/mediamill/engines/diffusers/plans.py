@@ -52,7 +52,7 @@ class Family(Protocol):
     """A module of this folder: how one family of pipelines is called."""
 
     PIPELINES: tuple[str, ...]
-    """Class names it runs; what `MODEL_NAME` names is used when its class is among them."""
+    """Class names it runs, empty for any; what `MODEL_NAME` names is used when its class is among them."""
 
     def plan(self, work: Work, weights: Weights, found: Located) -> Plan:
         """The call for a request. Raises InvalidRequest or UnsupportedMedia before anything is loaded."""

@@ -39,16 +39,19 @@ class Loaded:
     remembered: dict[str, Any] = field(default_factory=dict)
     """What the families learnt about these weights (preview projection, seconds of the last decode)."""
 
-    def shell(self, pipeline: str | None = None) -> Any:
+    def shell(self, pipeline: str | None = None, *, steps: int = 0) -> Any:
         """A pipeline object of one call: shared modules, its own scheduler, no progress bar.
 
-        Two calls on one pipeline object disturb each other through the scheduler's state.
+        Two calls on one pipeline object disturb each other through the scheduler's state. A schedule of one step cannot
+        be stretched to end at `shift_terminal` (diffusers divides zero by zero): it goes from noise to the end.
         """
         import diffusers
 
         cls = getattr(diffusers, pipeline or self.pipeline)
         scheduler = self.components["scheduler"]
-        shell = cls(**{**self.components, "scheduler": type(scheduler).from_config(scheduler.config)})
+        single = {"shift_terminal": None} if steps == 1 and scheduler.config.get("shift_terminal") else {}
+        own = type(scheduler).from_config(scheduler.config, **single)
+        shell = cls(**{**self.components, "scheduler": own})
         shell.set_progress_bar_config(disable=True)
         if self.key.placement.offload:
             shell.enable_model_cpu_offload(device=self.key.placement.device)

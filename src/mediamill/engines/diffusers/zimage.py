@@ -37,7 +37,7 @@ def plan(work: Work, weights: Weights, found: Located) -> Plan:  # noqa: ARG001 
     if picture is not None:
         strength = float(params["strength"])
         call |= {
-            "image": covering(picture.path, width_px=grid_width, height_px=grid_height),
+            "image": covering(picture, width_px=grid_width, height_px=grid_height),
             "strength": strength,
         }
         steps, pipeline = steps - int(max(steps - steps * strength, 0)), "ZImageImg2ImgPipeline"
