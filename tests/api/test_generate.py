@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 
 import pytest
@@ -260,17 +261,42 @@ async def test_a_bulk_with_one_wrong_job_queues_none(service):
     )
     assert late.status == 400
     assert "jobs.1" in late.body["error"]
+    private = {**SUNSET, "imageUrl": "http://10.0.0.1/x.png"}
+    several = await service.post("/api/v1/generate/bulk", {"jobs": [private, SUNSET, private]})
+    assert [d["path"] for d in several.body["details"]] == ["jobs.0.imageUrl", "jobs.2.imageUrl"]
+    text = base64.b64encode(b"no picture at all" * 9).decode()
+    damaged = await service.post("/api/v1/generate/bulk", {"jobs": [SUNSET, {**SUNSET, "imageUrl": text}]})
+    assert (damaged.status, damaged.body["error"][:17]) == (422, "jobs.1: imageUrl:")
+    missing = {"model": "wav2lip", "audioUrl": "https://example.com/a.wav", "videoUrl": "https://example.com/v.mp4"}
+    unknown = await service.post("/api/v1/generate/bulk", {"jobs": [SUNSET, missing]})
+    assert (unknown.status, unknown.body["error"].partition(" ")[0]) == (501, "jobs.1:")
     assert (await service.get("/v1/jobs")).body["data"] == []
+    assert [key async for key, _ in service.deps.storage.list("uploads")] == []
+
+
+async def test_an_input_that_cannot_be_taken_is_named_as_it_was_sent(service):
+    text = base64.b64encode(b"no picture at all" * 9).decode()
+    refused = await service.post("/api/v1/generate", {**SUNSET, "imageUrl": text})
+    assert (refused.status, refused.body["error"].partition(" ")[0]) == (422, "imageUrl:")
 
 
 async def test_a_bulk_tells_the_warnings_of_each_job(service):
     made = await service.post("/api/v1/generate/bulk", {"jobs": [SUNSET, {**SUNSET, "guidanceScale": 5, "x": 1}]})
     first, second = made.body["jobs"]
+    assert "warnings" not in made.body
     assert "warnings" not in first
     assert second["warnings"] == [
         "Unknown field 'x' was ignored.",
         "guidanceScale above 0 is for the base model; Tongyi-MAI/Z-Image-Turbo wants 0.",
     ]
+
+
+async def test_a_bulk_names_fields_it_does_not_know(service):
+    body = {"jobs": [SUNSET], "webhook": "https://example.com/hook", "webhook_url": None}
+    made = await service.post("/api/v1/generate/bulk", body, Idempotency_Key="b1")
+    assert made.body["warnings"] == ["Unknown field 'webhook' was ignored."]
+    again = await service.post("/api/v1/generate/bulk", body, Idempotency_Key="b1")
+    assert again.body == made.body
 
 
 async def test_nobody_is_told_of_a_bulk_inside_the_network(service):

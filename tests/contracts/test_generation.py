@@ -11,7 +11,7 @@ import pytest
 
 from mediamill import catalog
 from mediamill.contracts import generation
-from mediamill.errors import InvalidRequest, MediamillError
+from mediamill.errors import Busy, InvalidRequest, MediamillError, UnsupportedMedia
 from mediamill.model import Artifact, Job, JobError, MediaFacts, Status
 
 AT = datetime(2026, 1, 21, 21, 0, 0, tzinfo=UTC)
@@ -159,6 +159,19 @@ def test_warnings_name_fields_as_this_contract_spells_them() -> None:
         {"index": 0, "jobId": "gen_abc123", "status": "queued"},
         {"index": 1, "jobId": "gen_abc123", "status": "queued", "warnings": told},
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "message", "told"),
+    [
+        ("zimage", "image_url: host answered HTTP 404.", "imageUrl: host answered HTTP 404."),
+        ("ltx2", "Lower num_inference_steps.", "Lower numInferenceSteps."),
+        ("ltx-video", "image_url: host answered HTTP 404.", "image_url: host answered HTTP 404."),
+    ],
+)
+def test_a_failure_names_fields_as_this_contract_spells_them(model: str, message: str, told: str) -> None:
+    failed = replace(FAILED, model=model, error=JobError("input_unreachable", message))
+    assert generation.reply(failed, {})["error"] == generation.webhook(failed, {})["error"] == told
 
 
 def test_a_position_may_be_told_while_waiting() -> None:
@@ -360,12 +373,17 @@ def test_ranges_are_the_documents_and_errors_name_the_field(
         ({"model": "longcat", "audioUrl": "https://x/a.wav"}, ["imageUrl"]),
         ({"model": "wav2lip"}, ["videoUrl", "audioUrl"]),
         ({"model": "ltx-video", "prompt": "x", "webhookUrl": 5}, ["webhookUrl"]),
+        ({"model": "ltx2", "imageUrl": "", "width": 1}, ["imageUrl", "width"]),
+        ({"model": "ltx2", "mode": "t2v", "fps": 1}, ["prompt", "fps"]),
+        ({"model": "ltx2", "mode": "v2v"}, ["mode"]),
+        ({"model": "longcat", "audioCfg": 11}, ["audioUrl", "imageUrl", "audioCfg"]),
+        ({"model": "zimage", "guidanceScale": 0.5}, ["prompt", "guidanceScale"]),
     ],
 )
 def test_what_is_missing_is_named(raw: dict[str, Any], paths: list[str]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         generation.request(raw)
-    assert [d.path for d in caught.value.details] == paths
+    assert sorted(d.path for d in caught.value.details) == sorted(paths)
 
 
 @pytest.mark.parametrize("field", ["width", "height"])
@@ -411,6 +429,11 @@ def test_catalog_errors_come_back_under_wire_names() -> None:
     error = InvalidRequest("x", details=[generation.Detail("negative_prompt", "m"), generation.Detail("odd", "n")])
     assert [d.path for d in generation.wire_error(error, "zimage").details] == ["negativePrompt", "odd"]
     assert [d.path for d in generation.wire_error(error, "ltx-video").details] == ["negative_prompt", "odd"]
+    late = generation.wire_error(UnsupportedMedia("image_url: the file is damaged."), "zimage")
+    assert (type(late), late.message) == (UnsupportedMedia, "imageUrl: the file is damaged.")
+    busy = generation.wire_error(Busy("negative_prompt", delay_s=7), "zimage")
+    assert isinstance(busy, Busy)
+    assert busy.delay_s == 7
     error = InvalidRequest("x", details=[generation.Detail("webhook_url", "m")])
     for model in ("zimage", "ltx-video"):
         assert [d.path for d in generation.wire_error(error, model).details] == ["webhookUrl"]

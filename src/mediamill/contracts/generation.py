@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from mediamill import catalog
 from mediamill.contracts import percent, when
@@ -21,6 +23,7 @@ QUEUED_MESSAGE = "Job queued. Poll GET /api/v1/generate/{jobId} for status."
 """As documented, braces included."""
 MAX_BULK = 50
 _ENVELOPE = ("model", "webhookUrl", "webhook_url")
+_BULK_FIELDS = ("jobs", "webhookUrl", "webhook_url")
 _CANCELLED = "Job was cancelled"
 _WORDS: Mapping[Status, str] = {
     Status.QUEUED: "queued",
@@ -31,6 +34,7 @@ _WORDS: Mapping[Status, str] = {
 }
 
 Webhook = Annotated[str | None, Field(description="Callback URL on completion")]
+ErrorT = TypeVar("ErrorT", bound=MediamillError)
 
 
 class _Wire(catalog.Request):
@@ -49,27 +53,29 @@ class Ltx2(_Wire):
     """LTX-2: image to video (`"mode": "t2v"`: text to video)."""
 
     model: Literal["ltx2"]
-    image_url: Annotated[str | None, Field(description="URL to source image; required unless mode is t2v")] = None
-    prompt: Annotated[str | None, Field(max_length=5000, description="Text prompt for generation")] = None
+    mode: Annotated[Literal["i2v", "t2v"], Field(description="t2v needs no image")] = "i2v"
+    image_url: Annotated[
+        str | None, Field(description="URL to source image; required unless mode is t2v", validate_default=True)
+    ] = None
+    prompt: Annotated[
+        str | None, Field(max_length=5000, description="Text prompt for generation", validate_default=True)
+    ] = None
     duration: Annotated[float, Field(ge=3, le=10, description="Video duration in seconds")] = 5
     width: catalog.EvenPx = Field(1024, ge=512, le=1920, description="Output width, even")
     height: catalog.EvenPx = Field(576, ge=512, le=1080, description="Output height, even")
     num_inference_steps: Annotated[int, Field(ge=10, le=50, description="Diffusion steps")] = 30
     guidance_scale: Annotated[float, Field(ge=1, le=15, description="Prompt adherence")] = 7.5
     fps: Annotated[float, Field(ge=12, le=30, description="Frames per second")] = 24
-    mode: Annotated[Literal["i2v", "t2v"], Field(description="t2v needs no image")] = "i2v"
     negative_prompt: Annotated[str | None, Field(max_length=5000, description="Features to avoid")] = None
     seed: catalog.Seed = Field(None, description="Random seed for reproducibility")
     audio_url: Annotated[str | None, Field(description="Speech to move the lips to")] = None
     generate_audio: Annotated[bool, Field(description="Make a sound track too")] = False
 
-    @model_validator(mode="after")
-    def _source(self) -> Self:
-        if self.mode == "i2v" and self.image_url is None:
-            raise _Missing("imageUrl")
-        if self.mode == "t2v" and not self.prompt:
-            raise _Missing("prompt")
-        return self
+    @field_validator("image_url", "prompt")
+    @classmethod
+    def _source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        needed_in = "i2v" if info.field_name == "image_url" else "t2v"
+        return _required(value, info, mode=needed_in)
 
     def input(self) -> dict[str, Json]:
         """Frames are duration x fps, half up; steps and guidance have the catalog's names."""
@@ -94,11 +100,12 @@ class ZImage(_Wire):
     image_url: Annotated[str | None, Field(description="A picture to start from")] = None
     strength: Annotated[float, Field(gt=0, le=1, description="How far to go from imageUrl")] = 0.6
 
-    @model_validator(mode="after")
-    def _guidance(self) -> Self:
-        if 0 < self.guidance_scale < 1:
-            raise _Wrong("guidanceScale", f"must be 0, or 1 to 20 (got {self.guidance_scale:g})")
-        return self
+    @field_validator("guidance_scale")
+    @classmethod
+    def _turbo_or_base(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError("must be 0, or 1 to 20")
+        return value
 
 
 class LongCat(_Wire):
@@ -106,18 +113,19 @@ class LongCat(_Wire):
 
     model: Literal["longcat"]
     audio_url: Annotated[str, Field(description="URL to audio file (WAV recommended)")]
-    image_url: Annotated[str | None, Field(description="Reference image URL, required for ai2v")] = None
-    prompt: Annotated[str | None, Field(max_length=5000, description="Character description")] = None
     mode: Annotated[Literal["at2v", "ai2v"], Field(description="at2v: audio+text, ai2v: audio+image")] = "ai2v"
+    image_url: Annotated[
+        str | None, Field(description="Reference image URL, required for ai2v", validate_default=True)
+    ] = None
+    prompt: Annotated[str | None, Field(max_length=5000, description="Character description")] = None
     resolution: Annotated[Literal["480P", "720P"], Field(description="Output resolution")] = "480P"
     audio_cfg: Annotated[float, Field(ge=1, le=10, description="Audio guidance scale")] = 4.0
     num_segments: Annotated[int, Field(ge=1, le=10, description="Segments for longer videos")] = 1
 
-    @model_validator(mode="after")
-    def _face(self) -> Self:
-        if self.mode == "ai2v" and self.image_url is None:
-            raise _Missing("imageUrl")
-        return self
+    @field_validator("image_url")
+    @classmethod
+    def _face(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _required(value, info, mode="ai2v")
 
 
 class Wav2Lip(_Wire):
@@ -132,17 +140,11 @@ class Wav2Lip(_Wire):
     pad_right: Annotated[int, Field(ge=0, le=50)] = 0
 
 
-class _Wrong(ValueError):
-    """A rule over several fields, told at the field that breaks it."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.detail = Detail(path, message)
-
-
-class _Missing(_Wrong):
-    def __init__(self, path: str) -> None:
-        super().__init__(path, "is required")
+def _required(value: str | None, info: ValidationInfo, *, mode: str) -> str | None:
+    """The value, which must be there in that mode; a rule of the field, so that it is told beside all the others."""
+    if info.data.get("mode") == mode and not value:
+        raise PydanticCustomError("missing", "is required")
+    return value
 
 
 DOCUMENTED: Mapping[str, type[_Wire]] = {"ltx2": Ltx2, "zimage": ZImage, "longcat": LongCat, "wav2lip": Wav2Lip}
@@ -189,20 +191,9 @@ def _documented(wire: type[_Wire], raw: Mapping[str, Json]) -> Asked:
     try:
         typed = wire.model_validate(raw)
     except ValidationError as error:
-        raise _invalid(_details(error, wire)) from error
+        raise wire_error(_invalid(catalog.details_of(error)), str(raw["model"])) from error
     unknown = tuple(f"Unknown field {name!r} was ignored." for name in catalog.unknown_fields(wire, raw))
     return Asked(str(raw["model"]), typed.input(), typed.webhook_url, unknown)
-
-
-def _details(error: ValidationError, wire: type[_Wire]) -> list[Detail]:
-    """One for each complaint; a rule over several fields names its field itself."""
-    plain = catalog.details_of(error)
-    causes = [e.get("ctx", {}).get("error") for e in error.errors(include_url=False)]
-    aliases = _aliases(wire)
-    return [
-        cause.detail if isinstance(cause, _Wrong) else Detail(aliases.get(d.path, d.path), d.message)
-        for d, cause in zip(plain, causes, strict=True)
-    ]
 
 
 def _other(model: str, raw: Mapping[str, Json]) -> Asked:
@@ -211,37 +202,58 @@ def _other(model: str, raw: Mapping[str, Json]) -> Asked:
         catalog.get(model)
     except NotFound as error:
         raise _invalid([Detail("model", error.message)]) from error
+    return Asked(model, {k: v for k, v in raw.items() if k not in _ENVELOPE}, _webhook_url(raw), ())
+
+
+def _webhook_url(raw: Mapping[str, Json]) -> str | None:
     url = raw.get("webhookUrl", raw.get("webhook_url"))
     if url is not None and not isinstance(url, str):
         raise _invalid([Detail("webhookUrl", f"must be a string (got {url!r})")])
-    return Asked(model, {k: v for k, v in raw.items() if k not in _ENVELOPE}, url, ())
+    return url
 
 
-def wire_error(error: InvalidRequest, model: str) -> InvalidRequest:
-    """The same error with the catalog's field names as this contract spells them."""
-    if not error.details:
-        return error
-    aliases = _aliases(DOCUMENTED.get(model, _Wire))
-    return _invalid([Detail(aliases.get(d.path, d.path), d.message) for d in error.details])
+def wire_error(error: ErrorT, model: str) -> ErrorT:
+    """The same error, the catalog's fields named as this contract spells them."""
+    details = [Detail(_spelled(d.path, model), _spelled(d.message, model)) for d in error.details]
+    return _retold(error, _spelled(error.message, model), details)
 
 
-def _aliases(wire: type[_Wire]) -> dict[str, str]:
-    return {name: info.alias or name for name, info in wire.model_fields.items()}
+def _retold(error: ErrorT, message: str, details: Sequence[Detail]) -> ErrorT:
+    told = copy(error)
+    told.message, told.details, told.args = message, tuple(details), (message,)
+    return told
+
+
+def _spelled(sentence: str, model: str) -> str:
+    aliases = {name: info.alias or name for name, info in DOCUMENTED.get(model, _Wire).model_fields.items()}
+    return re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), sentence)
 
 
 def _invalid(details: Sequence[Detail]) -> InvalidRequest:
     return InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details)
 
 
-def bulk(raw: Mapping[str, Json]) -> tuple[list[Asked], str | None]:
-    """The requests of a bulk and its webhook URL.
+@dataclass(frozen=True)
+class AskedBulk:
+    """A bulk taken apart."""
+
+    jobs: Sequence[Asked]
+    webhook_url: str | None
+    warnings: tuple[str, ...]
+    """About the bulk itself; each job has its own."""
+
+
+def bulk(raw: Mapping[str, Json]) -> AskedBulk:
+    """The requests of a bulk and what is around them.
 
     Raises: InvalidRequest with paths below `jobs.N`.
     """
-    jobs, url = raw.get("jobs"), raw.get("webhookUrl", raw.get("webhook_url"))
+    jobs, url = raw.get("jobs"), None
     details: list[Detail] = []
-    if url is not None and not isinstance(url, str):
-        details.append(Detail("webhookUrl", f"must be a string (got {url!r})"))
+    try:
+        url = _webhook_url(raw)
+    except InvalidRequest as error:
+        details += error.details
     if not isinstance(jobs, list) or not 1 <= len(jobs) <= MAX_BULK:
         count = f"{len(jobs)} requests" if isinstance(jobs, list) else repr(jobs)[:80]
         raise _invalid([*details, Detail("jobs", f"must be a list of 1 to {MAX_BULK} requests (got {count})")])
@@ -253,13 +265,19 @@ def bulk(raw: Mapping[str, Json]) -> tuple[list[Asked], str | None]:
             details += below(error, index).details
     if details:
         raise _invalid(details)
-    return asked, url
+    unknown = (name for name in raw if name not in _BULK_FIELDS)
+    return AskedBulk(asked, url, tuple(f"Unknown field {name!r} was ignored." for name in unknown))
 
 
-def below(error: InvalidRequest, index: int) -> InvalidRequest:
-    """The same error, its paths below `jobs.{index}`."""
+def below(error: ErrorT, index: int) -> ErrorT:
+    """The same error, about the job `jobs.{index}` of a bulk."""
     details = [Detail(f"jobs.{index}.{d.path}", d.message) for d in error.details]
-    return _invalid(details) if details else InvalidRequest(f"jobs.{index}: {error.message}")
+    return _retold(error, f"jobs.{index}: {error.message}", details)
+
+
+def several(errors: Sequence[InvalidRequest]) -> InvalidRequest:
+    """One error that names everything wrong in them."""
+    return _invalid([detail for error in errors for detail in error.details or (Detail("jobs", error.message),)])
 
 
 def accepted(job: Job) -> dict[str, Json]:
@@ -275,9 +293,8 @@ def accepted(job: Job) -> dict[str, Json]:
 
 
 def told_warnings(job: Job) -> dict[str, Json]:
-    """What the first reply also says, whatever its shape; fields under their wire names."""
-    aliases = _aliases(DOCUMENTED.get(job.model, _Wire))
-    told = [re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), sentence) for sentence in job.warnings]
+    """What the first reply also says, whatever its shape."""
+    told = [_spelled(sentence, job.model) for sentence in job.warnings]
     return {"warnings": told} if told else {}
 
 
@@ -353,7 +370,7 @@ def reason(job: Job) -> str:
     if job.error.code == "deadline_exceeded" and job.finished_at is not None:
         waited_s = (job.finished_at - (job.started_at or job.created_at)).total_seconds()
         return f"Job timed out after {max(1, round(waited_s))} s"
-    return job.error.message
+    return _spelled(job.error.message, job.model)
 
 
 def webhook(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
@@ -365,13 +382,14 @@ def webhook(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
     return {"jobId": job.id, "status": "completed", "result": {**told, "processingTimeMs": _processing_ms(job)}}
 
 
-def bulk_accepted(batch_id: str, jobs: Sequence[Job]) -> dict[str, Json]:
+def bulk_accepted(batch_id: str, jobs: Sequence[Job], *, warnings: Sequence[str] = ()) -> dict[str, Json]:
     """The 202 of a bulk."""
-    return {
+    body: dict[str, Json] = {
         "success": True,
         "batchId": batch_id,
         "jobs": [{"index": i, "jobId": job.id, "status": "queued", **told_warnings(job)} for i, job in enumerate(jobs)],
     }
+    return body | ({"warnings": list(warnings)} if warnings else {})
 
 
 def bulk_status(jobs: Sequence[Job]) -> str:

@@ -28,7 +28,7 @@ from mediamill.api.submit import (
     wait_for,
 )
 from mediamill.contracts import generation
-from mediamill.errors import InvalidRequest
+from mediamill.errors import InputError, InvalidRequest, MediamillError, NotImplementedYet, TooLarge
 from mediamill.inputs.references import check_url
 from mediamill.jobs.store import Idempotency, Submission
 from mediamill.model import Job, Json
@@ -47,6 +47,8 @@ _BULK: dict[str, Json] = {
         "webhookUrl": {"type": "string", "description": "Told once, when the last job has ended"},
     },
 }
+_OF_ONE_JOB = (InputError, NotImplementedYet, TooLarge)
+"""What is wrong with one job of a bulk, besides its request; all else concerns the whole bulk."""
 _EXAMPLES: Mapping[str, Json] = {
     "zimage": {"model": "zimage", "prompt": "A photorealistic portrait of a businesswoman", "seed": 42},
     "ltx2": {
@@ -75,7 +77,7 @@ async def create(
         job, replayed = await submit(
             deps, caller, entry=catalog.get(asked.model), raw=asked.input, contract="generation", wish=wish
         )
-    except InvalidRequest as error:
+    except MediamillError as error:
         raise generation.wire_error(error, asked.model) from error
     if wait:
         latest = await wait_for(deps, job, min(wait, MAX_WAIT_S), request=request)
@@ -94,46 +96,60 @@ async def create(
 )
 async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey) -> Response:
     """Queue all of them, or none when one is wrong. One webhook tells the end of the last."""
-    asked, webhook_url = generation.bulk(raw)
-    if webhook_url is not None:
-        check_url(webhook_url, "webhookUrl", deps.guard)
+    asked = generation.bulk(raw)
+    if asked.webhook_url is not None:
+        check_url(asked.webhook_url, "webhookUrl", deps.guard)
     idempotency = _idempotency(caller, key, raw)
     before = None if idempotency is None else await deps.store.batch_made_by(idempotency)
     if before is not None:
-        return _bulk_accepted(before.id, before.jobs, replayed=True)
-    await check_quota(deps, caller, jobs=len(asked))
-    ready = await _prepared(deps, caller, asked)
+        return _bulk_accepted(before.id, before.jobs, asked, replayed=True)
+    await check_quota(deps, caller, jobs=len(asked.jobs))
+    ready = await _prepared(deps, caller, asked.jobs)
     try:
-        batch_id, jobs = await deps.store.submit_batch(ready, webhook_url=webhook_url, idempotency=idempotency)
+        batch_id, jobs = await deps.store.submit_batch(ready, webhook_url=asked.webhook_url, idempotency=idempotency)
     except BaseException:
         await _unstage(deps, ready)
         raise
     made = {job.id for job in jobs}
     others = [s for s in ready if s.job_id not in made]  # a replay at the same moment: these became no jobs
     await _unstage(deps, others)
-    return _bulk_accepted(batch_id, jobs, replayed=bool(others))
+    return _bulk_accepted(batch_id, jobs, asked, replayed=bool(others))
 
 
-def _bulk_accepted(batch_id: str, jobs: Sequence[Job], *, replayed: bool) -> JSONResponse:
+def _bulk_accepted(batch_id: str, jobs: Sequence[Job], asked: generation.AskedBulk, *, replayed: bool) -> JSONResponse:
     headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | ({"Idempotency-Replayed": "true"} if replayed else {})
-    return JSONResponse(generation.bulk_accepted(batch_id, jobs), 202, headers=headers)
+    return JSONResponse(generation.bulk_accepted(batch_id, jobs, warnings=asked.warnings), 202, headers=headers)
 
 
 async def _prepared(deps: Deps, caller: Caller, asked: Sequence[generation.Asked]) -> list[Submission]:
     """Every submission checked and staged; nothing stays staged when one of them is refused."""
     ready: list[Submission] = []
-    for index, one in enumerate(asked):
-        wish = Wish(webhook_url=one.webhook_url, warnings=one.warnings)
-        entry = catalog.get(one.model)
-        try:
-            ready.append(await prepare(deps, caller, entry=entry, raw=one.input, contract="generation", wish=wish))
-        except InvalidRequest as error:
-            await _unstage(deps, ready)
-            raise generation.below(generation.wire_error(error, one.model), index) from error
-        except BaseException:
-            await _unstage(deps, ready)
-            raise
+    wrong: list[InvalidRequest] = []
+    try:
+        for index, one in enumerate(asked):
+            try:
+                ready.append(await _prepared_one(deps, caller, one))
+            except InvalidRequest as error:
+                wrong.append(generation.below(error, index))
+            except _OF_ONE_JOB as error:
+                raise generation.below(error, index) from error
+    except BaseException:
+        await _unstage(deps, ready)
+        raise
+    if wrong:
+        await _unstage(deps, ready)
+        raise generation.several(wrong)
     return ready
+
+
+async def _prepared_one(deps: Deps, caller: Caller, one: generation.Asked) -> Submission:
+    wish = Wish(webhook_url=one.webhook_url, warnings=one.warnings)
+    try:
+        return await prepare(
+            deps, caller, entry=catalog.get(one.model), raw=one.input, contract="generation", wish=wish
+        )
+    except MediamillError as error:
+        raise generation.wire_error(error, one.model) from error
 
 
 async def _unstage(deps: Deps, submissions: Sequence[Submission]) -> None:
