@@ -275,6 +275,8 @@ class _Uploads:
         self._room = asyncio.Semaphore(PUTS_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[Staged]] = {}
         self._previews: set[asyncio.Task[None]] = set()
+        self._looks = 0
+        self._shown = 0
 
     def start(self, file: OutputFile, *, staged_key: str, key: str) -> None:
         if file.name in self._tasks:
@@ -282,7 +284,8 @@ class _Uploads:
         self._tasks[file.name] = asyncio.create_task(self._put(file, staged_key, key))
 
     def preview(self, file: OutputFile, key: str) -> None:
-        task = asyncio.create_task(self._put_preview(file, key))
+        self._looks += 1
+        task = asyncio.create_task(self._put_preview(file, key, self._looks))
         self._previews.add(task)
         task.add_done_callback(self._previews.discard)
 
@@ -303,10 +306,12 @@ class _Uploads:
         artifact = Artifact(file.name, key, file.media_type, stored.size_bytes, stored.sha256, file.facts)
         return Staged(artifact, staged_key)
 
-    async def _put_preview(self, file: OutputFile, key: str) -> None:
+    async def _put_preview(self, file: OutputFile, key: str, number: int) -> None:
         try:
             await self._storage.put(key, file.path, media_type=file.media_type)
-            self._on_preview(key)
+            if number > self._shown:  # a slow storage may be done with a later one first
+                self._shown = number
+                self._on_preview(key)
         except (MediamillError, OSError) as error:
             _log.info("a preview was not stored: %s", error)
 

@@ -322,6 +322,29 @@ async def test_previews_are_stored_apart_and_are_no_artifacts(tmp_path: Path) ->
     assert await bytes_of(where, looks[0]) == b"early"
 
 
+async def test_a_preview_that_arrives_after_a_later_one_is_not_shown(tmp_path: Path) -> None:
+    class FirstIsSlow(MemoryStorage):
+        async def put(self, key: str, source: Path, *, media_type: str) -> StoredObject:
+            if key.endswith("look-1.png"):
+                await later.wait()
+            return await super().put(key, source, media_type=media_type)
+
+    where, later, looks = FirstIsSlow(memory.LocalUrls("http://files", b"secret")), asyncio.Event(), []
+
+    async def script(_work: Work, scratch: Path) -> AsyncIterator[Event]:
+        for name in ("look-1.png", "look-2.png"):
+            yield output(scratch, name, b"early", preview=True)
+        while not looks:
+            await asyncio.sleep(0)
+        later.set()
+        while len([key async for key, _ in where.list("previews")]) < 2:
+            await asyncio.sleep(0)
+        yield output(scratch, "clip.mp4")
+
+    await go(Scripted(script), tmp_path, into=where, on_preview=looks.append)
+    assert looks == ["previews/j1/look-2.png"]
+
+
 async def test_the_deadline_covers_everything_and_stops_the_work(tmp_path: Path) -> None:
     provider = Scripted(for_ever)
     with pytest.raises(DeadlineExceeded, match=r"longer than 0\.2 s; it was then generating"):
