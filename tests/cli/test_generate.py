@@ -52,6 +52,17 @@ def test_a_person_sees_progress_the_time_left_previews_and_the_file(tmp_path: Pa
     assert first[1] != second[1]  # drawn anew each time
 
 
+def test_a_result_is_not_put_under_a_name_of_another_kind(tmp_path: Path) -> None:
+    extra = {"MEDIAMILL_FAKE_ENGINES": "all"}
+    for model, wrong, right in (("zimage", "fox.jpg", ".png"), ("ltx-video", "fox.gif", ".mp4")):
+        refused = mediamill("generate", model, "a fox", "-o", wrong, cwd=tmp_path, extra=extra)
+        assert refused.returncode == 2
+        assert f"--out: {wrong!r} must end in {right}" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = mediamill("generate", "zimage", "a fox", *SMALL, "-o", "FOX.PNG", cwd=tmp_path, extra=extra)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_clip_can_start_from_a_local_picture(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "in.png")
     asked = ["generate", "ltx-video", "a cat", "--image", "in.png", "--width", "64", "--height", "64"]

@@ -65,6 +65,12 @@ def test_a_local_folder_of_the_user_is_never_pulled_or_removed(tmp_path: Path, t
     assert (tiny_zimage / "model_index.json").is_file()
 
 
+def test_weights_of_another_model_are_said_to_be_so(tmp_path: Path, tiny_ltx_video: Path) -> None:
+    done = mediamill("models", "check", "zimage", cwd=tmp_path, extra={"MEDIAMILL_MODEL_ZIMAGE": str(tiny_ltx_video)})
+    assert done.returncode == 1
+    assert "LTXPipeline; accepted: ZImagePipeline" in done.stderr
+
+
 def test_removing_asks_first(tmp_path: Path, tiny_zimage: Path) -> None:
     as_hub_cache(tiny_zimage, tmp_path, REPO)
     extra = {"MEDIAMILL_MODEL_ZIMAGE": REPO, "HF_HUB_CACHE": str(tmp_path)}

@@ -67,7 +67,7 @@ VideoName = Annotated[str, AfterValidator(_plain_name), Field(max_length=200)]
 
 
 Seed = Annotated[int | None, Field(ge=0, lt=2**53)]
-"""Null: drawn, and told in the result. Below what every JSON reader keeps exact."""
+"""Unset or null: drawn, and told in the result. Below what every JSON reader keeps exact."""
 
 
 def _even(value: int) -> int:

@@ -27,7 +27,7 @@ class LtxVideoRequest(Request):
     guidance_scale: float = Field(7.5, ge=0, le=20)
     """How closely to follow the prompt; up to 1 switches guidance off and halves the cost."""
     seed: Seed = None
-    """Null: drawn, and told in the result."""
+    """Unset: drawn, and told in the result."""
     image_url: ImageUrl | None = None
     """The first frame: image to video."""
 

@@ -25,11 +25,11 @@ class ZImageRequest(Request):
     guidance_scale: float = Field(0.0, ge=0, le=20)
     """0 for turbo, 1 to 20 for base; above 0 every step costs twice."""
     seed: Seed = None
-    """Null: drawn, and told in the output."""
+    """Unset: drawn, and told in the output."""
     image_url: ImageUrl | None = None
     """A picture to start from: image to image."""
     strength: float = Field(0.6, gt=0, le=1)
-    """How far to go from `image_url`: near 0 keeps it, 1 ignores it."""
+    """How far to go from that picture: near 0 keeps it, 1 ignores it."""
 
 
 def _warn(request: Any) -> Sequence[str]:

@@ -28,6 +28,8 @@ Server = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where results go: a folder, or a file for a single result.")]
 
 _SUBTITLES = (".srt", ".ass", ".vtt")
+_SUFFIX = {"image": ".png", "video": ".mp4"}
+"""Of what generative models make."""
 
 OnProgress = Callable[[float, str], None]
 """`on_progress(fraction, what is being done)`."""
@@ -196,6 +198,13 @@ def targets(out: Path, names: Sequence[str]) -> list[Path]:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     return paths
+
+
+def check_suffix(out: Path, model: str) -> None:
+    """Raises InvalidRequest for a file's name that says another kind than what the model makes."""
+    suffix = _SUFFIX.get(catalog.get(model).output_kind)
+    if suffix and _is_file(out) and out.suffix.lower() != suffix:
+        raise InvalidRequest(f"--out: {str(out)!r} must end in {suffix}, or be a folder.")
 
 
 def _is_file(out: Path) -> bool:

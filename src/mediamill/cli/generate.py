@@ -114,9 +114,10 @@ def _default_text(default: Json) -> str:
 
 
 def _generate(model: str, given: dict[str, Any]) -> None:
-    from mediamill.cli._work import Order, carry_out
+    from mediamill.cli._work import Order, carry_out, check_suffix
 
     out, server = given.pop("out"), given.pop("server")
+    check_suffix(out, model)
     files = {name: path for name, path in given.items() if isinstance(path, Path)}
     fields = {name: value for name, value in given.items() if value not in (None, []) and name not in files}
     on_preview: Callable[[Path], None] | None = _draw if sys.stderr.isatty() else None

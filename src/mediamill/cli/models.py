@@ -43,12 +43,13 @@ def _list() -> None:
 
 
 def _check(model: Model) -> None:
-    """Check that the weights of a model are all there; tells what is missing and fails when they are not."""
+    """Check that the weights are that model's and all there; tells what is wrong or missing and fails then."""
     from mediamill.cli import _show
     from mediamill.engines.diffusers import locate
 
     settings, entry = _settings(), _entry(model)
     found = locate.located(_source(entry, settings), settings, name=model)
+    locate.check_class(found, _pipelines(entry), name=model)
     print(f"{model}: {found.pipeline} in {found.path}, complete")
     for component, numbers in found.component_params.items():
         if numbers:
@@ -126,14 +127,19 @@ def _entry(model: str) -> Entry:
 
 
 def _source(entry: Entry, settings: Mapping[str, str]) -> str:
-    from mediamill.engines.diffusers import family_of, locate
+    from mediamill.engines.diffusers import locate
+
+    return locate.configured(entry, settings, pipelines=_pipelines(entry))
+
+
+def _pipelines(entry: Entry) -> tuple[str, ...]:
+    from mediamill.engines.diffusers import family_of
     from mediamill.errors import NotImplementedYet
 
     try:
-        pipelines = family_of(entry.weights).PIPELINES if entry.weights else ()
+        return family_of(entry.weights).PIPELINES if entry.weights else ()
     except NotImplementedYet:
-        pipelines = ()
-    return locate.configured(entry, settings, pipelines=pipelines)
+        return ()
 
 
 def _state(folder: Path | None) -> str:

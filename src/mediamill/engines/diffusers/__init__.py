@@ -87,7 +87,7 @@ class DiffusersEngine:
         begun_s = time.perf_counter()
         _import_libraries()
         call.note("import_s", begun_s)
-        _check_class(entry, family, found)
+        locate.check_class(found, family.PIPELINES, name=entry.name)
         plan = family.plan(call.work, entry.weights, found)
         place, needed, budget = self._placed(entry, plan, found)
         call.check_cancelled()
@@ -152,15 +152,6 @@ class DiffusersEngine:
             call.check_cancelled()
             with loaded.one_at_a_time if place.offload else nullcontext():
                 _generate(call, how[0], how[1], loaded)
-
-
-def _check_class(entry: Entry, family: Family, found: Located) -> None:
-    """Raises ModelUnavailable for weights that are those of another family."""
-    if family.PIPELINES and found.pipeline not in family.PIPELINES:
-        raise ModelUnavailable(
-            f"The weights of {entry.name} are of class {found.pipeline}; accepted: {', '.join(family.PIPELINES)}. "
-            f"See {locate.setting_name(entry.name)}."
-        )
 
 
 def _generate(call: Call, family: Family, plan: Plan, loaded: Loaded) -> None:

@@ -107,6 +107,15 @@ def located(source: str, settings: Mapping[str, str], *, name: str) -> Located:
     return Located(folder, source, _class_name(folder), _params(folder))
 
 
+def check_class(found: Located, pipelines: Sequence[str], *, name: str) -> None:
+    """Raises ModelUnavailable for weights of none of these pipelines; no pipelines: any will do."""
+    if pipelines and found.pipeline not in pipelines:
+        raise ModelUnavailable(
+            f"The weights of {name} are of class {found.pipeline}; accepted: {', '.join(pipelines)}. "
+            f"See {setting_name(name)}."
+        )
+
+
 def missing(folder: Path) -> list[str]:
     """What a pipeline folder lacks: names of absent or cut-off files; empty when it is complete."""
     index = _index(folder)
