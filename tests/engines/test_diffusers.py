@@ -237,6 +237,18 @@ def test_a_negative_prompt_counts_with_guidance_and_only_then(
     assert made("c", guidance_scale=4) != made("d", guidance_scale=4, negative_prompt="blurry") != made("a2")
 
 
+def test_a_prompt_of_which_only_the_beginning_is_read_is_told(
+    diffusers_engine: DiffusersEngine, tmp_path: Path
+) -> None:
+    long = "xqz " * 240
+    for model, asked, limit in (("zimage", SMALL_IMAGE, 512), ("ltx-video", SMALL_CLIP, 128)):
+        cut = run(diffusers_engine, tmp_path / model, work_of(model, **{**asked, "prompt": long}))
+        (told,) = cut.output["warnings"]
+        assert told.startswith(f"prompt: the model reads the first {limit} tokens of ")
+        whole = run(diffusers_engine, tmp_path / f"{model}-whole", work_of(model, **{**asked, "negative_prompt": "x"}))
+        assert "warnings" not in whole.output
+
+
 def test_an_input_picture_is_covered_and_followed_as_far_as_strength_lets_it(
     diffusers_engine: DiffusersEngine, tmp_path: Path
 ) -> None:

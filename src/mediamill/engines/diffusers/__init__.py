@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import threading
 import time
@@ -172,7 +173,7 @@ def _generate(call: Call, family: Family, plan: Plan, loaded: Loaded) -> None:
     call.note("inference_s", begun_s)
     loaded.remembered[remembered_as] = pace.tail_s()
     call.say(file)
-    call.say(OutputData(_facts(call, plan, loaded.key.placement)))
+    call.say(OutputData(_facts(call, plan, loaded.key.placement) | _cut_prompts(shell, plan)))
     call.say(Progress(1.0))
 
 
@@ -186,6 +187,22 @@ def _facts(call: Call, plan: Plan, place: Placement) -> dict[str, Any]:
         "seconds": dict(call.timings),
         **plan.facts,
     }
+
+
+def _cut_prompts(shell: Any, plan: Plan) -> dict[str, Any]:
+    """Warnings about prompts of which the pipeline reads only the beginning."""
+    limit = inspect.signature(type(shell).__call__).parameters.get("max_sequence_length")
+    tokenizer = getattr(shell, "tokenizer", None)
+    if limit is None or tokenizer is None:
+        return {}
+    texts = {name: plan.call.get(name) or "" for name in ("prompt", "negative_prompt")}
+    counts = {name: len(tokenizer(text, truncation=False, verbose=False).input_ids) for name, text in texts.items()}
+    told = [
+        f"{name}: the model reads the first {limit.default} tokens of {count}."
+        for name, count in counts.items()
+        if count > limit.default
+    ]
+    return {"warnings": told} if told else {}
 
 
 def _delivered(call: Call, plan: Plan, pace: Pace, frames: Iterator[Frame]) -> OutputFile:
