@@ -309,6 +309,8 @@ async def test_nobody_is_told_of_a_bulk_inside_the_network(service):
 async def test_a_bulk_is_made_once_for_a_key(start):
     body = {"jobs": [SUNSET, {**SUNSET, "x": 1}]}
     async with start(max_unfinished=2) as service:
+        too_many = await service.post("/api/v1/generate/bulk", {"jobs": [SUNSET] * 3})
+        assert (too_many.status, (await service.get("/v1/jobs")).body["data"]) == (429, [])
         first = await service.post("/api/v1/generate/bulk", body, Idempotency_Key="bulk-1")
         again = await service.post("/api/v1/generate/bulk", body, Idempotency_Key="bulk-1")
         assert (again.status, again.body) == (202, first.body)

@@ -69,6 +69,26 @@ async def test_the_page_for_people_shows_every_route_and_loads_nothing(service):
     assert not any(outside in text for outside in ("<script", "src=", "@import", "<link"))
 
 
+async def test_answers_of_generation_are_shown_in_the_document_and_on_the_page(service):
+    document = (await service.get("/openapi.json")).body
+    page = (await service.get("/docs")).body.decode()
+    shown = {
+        ("/api/v1/generate", "post", "202"): {"queued"},
+        ("/api/v1/generate/bulk", "post", "202"): {"queued"},
+        ("/api/v1/generate/bulk/{batch_id}", "get", "200"): {"partial_failure"},
+        ("/api/v1/generate/{job_id}", "get", "200"): {"queued", "processing", "completed", "failed"},
+        ("/api/v1/generate/{job_id}", "delete", "200"): {"failed"},
+        ("/api/v1/text-to-video", "post", "200"): {"a clip"},
+        ("/api/v1/text-to-video", "post", "202"): {"queued"},
+    }
+    for (path, method, status), titles in shown.items():
+        examples = document["paths"][path][method]["responses"][status]["content"]["application/json"]["examples"]
+        assert set(examples) == titles, path
+        for title, example in examples.items():
+            assert example["value"].get("status", title) == title
+            assert f"Answer {status}: {title}" in page
+
+
 def test_the_reference_names_every_route_and_no_other():
     reference = (ROOT / "docs/reference/http.md").read_text()
     described = set(re.findall(r"^\| `([A-Z]+) (/[^`]*)` \|", reference, re.MULTILINE))

@@ -136,6 +136,10 @@ def test_a_picture_has_no_duration_and_a_drawn_seed_is_told() -> None:
     }
 
 
+def test_a_seed_that_was_asked_for_is_not_told_again() -> None:
+    assert "seed" not in generation.reply(replace(DONE, output={"seed": 1}), URLS)["result"]
+
+
 def test_an_entry_of_several_files_tells_them_all() -> None:
     result = generation.reply(replace(DONE, model="img2vid", artifacts=(VIDEO, PICTURE)), URLS)["result"]
     assert result["url"] == URLS["output.mp4"]

@@ -54,6 +54,12 @@ DONE = Job(
 )
 
 
+def test_facts_are_those_of_the_file_and_not_of_the_request() -> None:
+    facts = MediaFacts(width_px=64, height_px=96, duration_s=1.0, fps=12.0, frames=10, video_codec="h264")
+    body = contract.body(replace(DONE, artifacts=(replace(CLIP, facts=facts),)), "AAAA")
+    assert (body["num_frames"], body["fps"], body["width"], body["height"]) == (10, 12, 64, 96)
+
+
 def test_the_documents_request_is_the_catalogs_input() -> None:
     asked = contract.request(DOCUMENTED)
     assert asked.input == {**DOCUMENTED, "image_url": None}

@@ -108,17 +108,19 @@ def test_a_crop_is_the_middle_of_the_grid(diffusers_engine: DiffusersEngine, tmp
 @pytest.mark.parametrize("conditioned", [False, True], ids=["0.9.0", "0.9.1 decoder"])
 def test_the_frames_are_those_that_diffusers_makes(tmp_path: Path, conditioned: bool) -> None:
     folder = build_ltx_video(tmp_path / "model", timestep_conditioning=conditioned)
-    frames = list(frames_before_encoding(folder, work_of("ltx-video", **SMALL_CLIP)))
+    frames = list(
+        frames_before_encoding(folder, work_of("ltx-video", **SMALL_CLIP, negative_prompt="a blue dog", fps=24))
+    )
     decoder = {"decode_timestep": 0.05, "decode_noise_scale": 0.025} if conditioned else {}
     expected = stock(
         folder,
         "LTXPipeline",
         prompt="a red fox",
-        negative_prompt="",
+        negative_prompt="a blue dog",
         width=64,
         height=64,
         num_frames=9,
-        frame_rate=8,
+        frame_rate=24,
         num_inference_steps=2,
         guidance_scale=7.5,
         **decoder,
@@ -267,6 +269,8 @@ def test_an_input_picture_is_covered_and_followed_as_far_as_strength_lets_it(
         work_of("zimage", **asked, strength=1.0, inputs={"image_url": tmp_path / "in.png"}),
     )
     assert (faint.output["steps"], strong.output["steps"]) == (1, 4)
+    done = [[e.message for e in ran.progress if e.phase is Phase.GENERATING] for ran in (faint, strong)]
+    assert done == [["step 1 of 1"], [f"step {n} of 4" for n in range(1, 5)]]
     other = tmp_path / "other.png"
     Image.new("RGB", (64, 64), "navy").save(other)
     changed = run(
@@ -334,6 +338,22 @@ def test_a_cancel_stops_at_the_next_step_and_the_weights_stay_usable(
     assert not (tmp_path / "2" / "output.png").exists()
     after = digest(run(diffusers_engine, tmp_path / "3", work_of("zimage", **SMALL_IMAGE)).file.path)
     assert after == before
+
+
+def test_a_cancel_stops_between_frames(diffusers_engine: DiffusersEngine, tmp_path: Path) -> None:
+    cancelled, frames = threading.Event(), 0
+
+    def cancel_at_the_first_frame() -> None:
+        nonlocal frames
+        work = work_of("ltx-video", **{**SMALL_CLIP, "num_frames": 257})
+        for event in diffusers_engine.run(work, EngineContext(tmp_path, cancelled)):
+            if isinstance(event, Progress) and event.phase is Phase.ENCODING:
+                frames += 1
+                cancelled.set()
+
+    with pytest.raises(Cancelled):
+        cancel_at_the_first_frame()
+    assert 0 < frames < 257
 
 
 def test_leaving_the_events_early_ends_the_work(diffusers_engine: DiffusersEngine, tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ def _route(path: str, method: str, operation: Mapping[str, Any]) -> str:
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         parts += [_block(f"{name} ({media_type})", e["value"]) for name, e in content.get("examples", {}).items()]
         parts.append(_block(f"Schema ({media_type})", content.get("schema", {})))
+    for status, answer in operation["responses"].items():
+        for content in answer.get("content", {}).values():
+            parts += [_block(f"Answer {status}: {name}", e["value"]) for name, e in content.get("examples", {}).items()]
     statuses = ", ".join(operation["responses"])
     parts.append(f"<p>Answers: {escape(statuses)}</p>")
     return f"<details><summary>{title}</summary>{''.join(parts)}</details>"

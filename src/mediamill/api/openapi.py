@@ -37,6 +37,12 @@ def body(schema: Mapping[str, Json], examples: Mapping[str, Json]) -> dict[str, 
     }
 
 
+def answer(description: str, examples: Mapping[str, Json]) -> dict[str, Any]:
+    """One status in `responses` of a route: what its bodies look like, by title."""
+    named = {title: {"summary": title, "value": value} for title, value in examples.items()}
+    return {"description": description, "content": {"application/json": {"examples": named}}}
+
+
 def schema_of(model: type[BaseModel]) -> dict[str, Json]:
     """JSON schema of a request, self-contained, with its definitions put in place."""
     schema = model.model_json_schema()

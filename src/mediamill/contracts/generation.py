@@ -326,6 +326,11 @@ def reply(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
     return body
 
 
+def cancelled(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
+    """The answer to a cancel: the job as it would be polled now."""
+    return {"success": True, **reply(job, urls)}
+
+
 def _result(job: Job, urls: Mapping[str, str]) -> dict[str, Json]:
     """The first file, with probed facts; where there are more, all of them in `files`."""
     if not job.artifacts:

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from mediamill import catalog
-from mediamill.api import edge, openapi
+from mediamill.api import edge, openapi, samples
 from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
@@ -58,13 +58,24 @@ _EXAMPLES: Mapping[str, Json] = {
         "duration": 5,
     },
 }
+_STATES: Mapping[str, Json] = {
+    str(body["status"]): body
+    for body in (
+        generation.reply(job, samples.URLS) for job in (samples.QUEUED, samples.RUNNING, samples.DONE, samples.FAILED)
+    )
+}
+_BATCH = (samples.DONE, samples.FAILED)
+_BULK_STATE = generation.bulk_reply("01a218e0-0157-70d9-83e5-8cdac40ec54d", _BATCH, [samples.URLS] * len(_BATCH))
 
 
 @router.post(
     "/api/v1/generate",
     status_code=202,
     summary="Generate an image or a video",
-    responses={**openapi.errors((*openapi.CREATING_ERRORS, 501))},
+    responses={
+        202: openapi.answer("Queued", {"queued": generation.accepted(samples.QUEUED)}),
+        **openapi.errors((*openapi.CREATING_ERRORS, 501)),
+    },
     openapi_extra=openapi.body(_ONE_OF, _EXAMPLES),
 )
 async def create(
@@ -91,7 +102,12 @@ async def create(
     "/api/v1/generate/bulk",
     status_code=202,
     summary="Generate up to 50 at once",
-    responses={**openapi.errors((*openapi.CREATING_ERRORS, 501))},
+    responses={
+        202: openapi.answer(
+            "All are queued", {"queued": generation.bulk_accepted(str(_BULK_STATE["batchId"]), [samples.QUEUED])}
+        ),
+        **openapi.errors((*openapi.CREATING_ERRORS, 501)),
+    },
     openapi_extra=openapi.body(_BULK, {"two": {"jobs": [_EXAMPLES["zimage"], _EXAMPLES["ltx2"]]}}),
 )
 async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey) -> Response:
@@ -165,7 +181,12 @@ def _idempotency(caller: Caller, key: str | None, raw: Mapping[str, Json]) -> Id
 
 
 @router.get(
-    "/api/v1/generate/bulk/{batch_id}", summary="State of a bulk", responses=openapi.errors(openapi.COMMON_ERRORS)
+    "/api/v1/generate/bulk/{batch_id}",
+    summary="State of a bulk",
+    responses={
+        200: openapi.answer("Its state", {str(_BULK_STATE["status"]): _BULK_STATE}),
+        **openapi.errors(openapi.COMMON_ERRORS),
+    },
 )
 async def bulk_state(deps: DepsDep, batch_id: str) -> dict[str, Any]:
     """pending, processing, completed, partial_failure or failed, and each job as it would be polled."""
@@ -174,7 +195,11 @@ async def bulk_state(deps: DepsDep, batch_id: str) -> dict[str, Any]:
     return generation.bulk_reply(batch.id, batch.jobs, urls)
 
 
-@router.get("/api/v1/generate/{job_id}", summary="State of a job", responses=openapi.errors(openapi.COMMON_ERRORS))
+@router.get(
+    "/api/v1/generate/{job_id}",
+    summary="State of a job",
+    responses={200: openapi.answer("Its state", _STATES), **openapi.errors(openapi.COMMON_ERRORS)},
+)
 async def state(request: Request, deps: DepsDep, job_id: str, wait: WaitSeconds = 0) -> dict[str, Any]:
     """Queued, processing, completed or failed."""
     edge.note(job_id=job_id)
@@ -184,8 +209,15 @@ async def state(request: Request, deps: DepsDep, job_id: str, wait: WaitSeconds 
     return generation.reply(job, await urls_of(deps, job))
 
 
-@router.delete("/api/v1/generate/{job_id}", summary="Cancel a job", responses=openapi.errors(openapi.COMMON_ERRORS))
+@router.delete(
+    "/api/v1/generate/{job_id}",
+    summary="Cancel a job",
+    responses={
+        200: openapi.answer("Its state", {"failed": generation.cancelled(samples.CANCELLED, samples.URLS)}),
+        **openapi.errors(openapi.COMMON_ERRORS),
+    },
+)
 async def cancel(deps: DepsDep, job_id: str) -> dict[str, Any]:
     """Ask for its end and answer with its state; a job that has ended is unchanged."""
     job = await cancel_and_wait(deps, job_id)
-    return {"success": True, **generation.reply(job, await urls_of(deps, job))}
+    return generation.cancelled(job, await urls_of(deps, job))

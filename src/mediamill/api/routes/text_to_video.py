@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from mediamill import catalog
-from mediamill.api import openapi
+from mediamill.api import openapi, samples
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
 from mediamill.api.submit import Wish, accepted, error_of, submit, urls_of, wait_or_timeout
@@ -32,7 +32,10 @@ _EXAMPLE = {"prompt": "A cat playing piano in a cozy room, cinematic lighting", 
     "/api/v1/text-to-video",
     summary="Text to video",
     responses={
-        202: {"description": "Queued, with `Prefer: respond-async`"},
+        200: openapi.answer("The clip", {"a clip": contract.body(samples.DONE, "AAAAIGZ0eXBpc29t...")}),
+        202: openapi.answer(
+            "Queued, with `Prefer: respond-async`", {"queued": {"jobId": samples.QUEUED.id, "status": "queued"}}
+        ),
         **openapi.errors(openapi.BLOCKING_ERRORS),
     },
     openapi_extra=openapi.body(openapi.schema_of(contract.TextToVideoRequest), {"a cat": _EXAMPLE}),
