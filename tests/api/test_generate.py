@@ -187,6 +187,19 @@ async def test_a_wrong_request_is_refused_before_anything_is_queued(service, bod
 
 
 @pytest.mark.parametrize(
+    ("body", "paths"),
+    [
+        ({"model": "zimage", "width": 1, "webhookUrl": "ftp://x"}, {"prompt", "width", "webhookUrl"}),
+        ({"model": "ltx-video", "width": 1, "webhookUrl": "no url"}, {"prompt", "width", "webhookUrl"}),
+        ({**SUNSET, "imageUrl": "ftp://x", "webhookUrl": "ftp://x"}, {"imageUrl", "webhookUrl"}),
+    ],
+)
+async def test_everything_that_is_wrong_is_told_at_once(service, body, paths):
+    refused = await service.post("/api/v1/generate", body)
+    assert (refused.status, {d["path"] for d in refused.body["details"]}) == (400, paths)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"model": "ltx2", "imageUrl": "https://example.com/i.jpg"},

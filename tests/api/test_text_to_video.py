@@ -171,6 +171,12 @@ async def test_wrong_fields_are_fastapis_422(service):
     assert (await service.get("/v1/jobs")).body["data"] == []
 
 
+async def test_everything_that_is_wrong_is_told_at_once(service):
+    refused = await service.post("/api/v1/text-to-video", {"width": 65, "webhook_url": "ftp://x"})
+    assert refused.status == 422
+    assert {d["loc"][-1] for d in refused.body["detail"]} == {"prompt", "width", "webhook_url"}
+
+
 async def test_a_caller_may_be_answered_at_once(service):
     answer = await service.post("/api/v1/text-to-video", POSTMAN, Prefer="respond-async")
     assert answer.status == 202

@@ -31,6 +31,7 @@ from mediamill.errors import (
     TooMany,
     every_class,
 )
+from mediamill.inputs.guard import UrlGuard
 from mediamill.inputs.references import check_url
 from mediamill.jobs.store import Idempotency, Submission, new_id
 from mediamill.model import Job, Json, Status
@@ -148,19 +149,40 @@ async def _prepared(deps: Deps, caller: Caller, asked: _Asked) -> Submission:
 
 async def _checked(deps: Deps, entry: Entry, raw: Mapping[str, Json], contract: str, wish: Wish) -> _Asked:
     """Everything about a request that needs no I/O. What surrounds the input is checked first."""
-    if wish.webhook_url is not None:
-        check_url(wish.webhook_url, "webhook_url", deps.guard)
+    wrong = objections(wish.webhook_url, "webhook_url", deps.guard)
     if wish.priority not in PRIORITIES:
-        raise _wrong("priority", f"must be -100 to 100 (got {wish.priority})")
-    if wish.metadata is not None:
-        _check_metadata(wish.metadata)
+        wrong.append(_wrong("priority", f"must be -100 to 100 (got {wish.priority})"))
     many = sum(len(v) for v in raw.values() if isinstance(v, list | dict)) > _VALIDATE_OFF_LOOP_ABOVE
-    checked = await asyncio.to_thread(catalog.validate, entry, raw) if many else catalog.validate(entry, raw)
-    request, warnings = checked
+    try:
+        if wish.metadata is not None:
+            _check_metadata(wish.metadata)
+        checked = await asyncio.to_thread(catalog.validate, entry, raw) if many else catalog.validate(entry, raw)
+        request, warnings = checked
+        refs = list(catalog.input_refs(request))
+        deps.inputs.check(refs)
+    except InvalidRequest as error:
+        raise several([*wrong, error]) from error
+    if wrong:
+        raise several(wrong)
     here = entry.allow(request, deps.settings) or ()
-    refs = list(catalog.input_refs(request))
-    deps.inputs.check(refs)
     return _Asked(entry, raw, contract, wish, request, refs, (*wish.warnings, *warnings, *here))
+
+
+def objections(webhook_url: Json, field: str, guard: UrlGuard) -> list[InvalidRequest]:
+    """What is wrong with a webhook URL of a caller, if it is one, to be told beside everything else that is."""
+    try:
+        if isinstance(webhook_url, str):
+            check_url(webhook_url, field, guard)
+    except InvalidRequest as error:
+        return [error]
+    return []
+
+
+def several(errors: Sequence[InvalidRequest]) -> InvalidRequest:
+    """One error that names everything wrong in them."""
+    details = [detail for error in errors for detail in error.details]
+    *before, last = (error.message for error in errors)
+    return InvalidRequest("; ".join([*(message.rstrip(".") for message in before), last]), details=details)
 
 
 def _check_metadata(metadata: Mapping[str, Json]) -> None:

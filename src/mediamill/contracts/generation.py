@@ -206,10 +206,15 @@ def _other(model: str, raw: Mapping[str, Json]) -> Asked:
 
 
 def _webhook_url(raw: Mapping[str, Json]) -> str | None:
-    url = raw.get("webhookUrl", raw.get("webhook_url"))
+    url = webhook_in(raw)
     if url is not None and not isinstance(url, str):
         raise _invalid([Detail("webhookUrl", f"must be a string (got {url!r})")])
     return url
+
+
+def webhook_in(raw: Mapping[str, Json]) -> Json:
+    """What a request holds as its webhook URL, whatever that is."""
+    return raw.get("webhookUrl", raw.get("webhook_url"))
 
 
 def wire_error(error: ErrorT, model: str) -> ErrorT:
@@ -273,11 +278,6 @@ def below(error: ErrorT, index: int) -> ErrorT:
     """The same error, about the job `jobs.{index}` of a bulk."""
     details = [Detail(f"jobs.{index}.{d.path}", d.message) for d in error.details]
     return _retold(error, f"jobs.{index}: {error.message}", details)
-
-
-def several(errors: Sequence[InvalidRequest]) -> InvalidRequest:
-    """One error that names everything wrong in them."""
-    return _invalid([detail for error in errors for detail in error.details or (Detail("jobs", error.message),)])
 
 
 def accepted(job: Job) -> dict[str, Json]:

@@ -21,7 +21,9 @@ from mediamill.api.submit import (
     accepted,
     cancel_and_wait,
     check_quota,
+    objections,
     prepare,
+    several,
     submit,
     unstage,
     urls_of,
@@ -82,7 +84,10 @@ async def create(
     request: Request, deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey, wait: WaitSeconds = 0
 ) -> Response:
     """Queue a job. `?wait=` answers with its last state, as polling would, when it has ended by then."""
-    asked = generation.request(raw)
+    try:
+        asked = generation.request(raw)
+    except InvalidRequest as error:
+        raise several([error, *objections(generation.webhook_in(raw), "webhookUrl", deps.guard)]) from error
     wish = Wish(webhook_url=asked.webhook_url, idempotency_key=key, warnings=asked.warnings)
     try:
         job, replayed = await submit(
@@ -154,7 +159,7 @@ async def _prepared(deps: Deps, caller: Caller, asked: Sequence[generation.Asked
         raise
     if wrong:
         await _unstage(deps, ready)
-        raise generation.several(wrong)
+        raise several(wrong)
     return ready
 
 

@@ -12,8 +12,9 @@ from mediamill import catalog
 from mediamill.api import openapi, samples
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, accepted, error_of, submit, urls_of, wait_or_timeout
+from mediamill.api.submit import Wish, accepted, error_of, objections, several, submit, urls_of, wait_or_timeout
 from mediamill.contracts import text_to_video as contract
+from mediamill.errors import InvalidRequest
 from mediamill.model import Job, Status
 
 MODEL = "ltx-video"
@@ -44,7 +45,10 @@ async def generate(
     request: Request, deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey, respond_async: RespondAsync
 ) -> Response:
     """Answers when the clip is there, at most after 20 minutes; 202 with `Prefer: respond-async`."""
-    asked = contract.request(raw)
+    try:
+        asked = contract.request(raw)
+    except InvalidRequest as error:
+        raise several([error, *objections(raw.get("webhook_url"), "webhook_url", deps.guard)]) from error
     job, replayed = await submit(
         deps,
         caller,
