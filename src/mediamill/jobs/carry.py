@@ -12,7 +12,7 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -26,14 +26,14 @@ from mediamill.errors import (
     EngineFailed,
     LeaseLost,
     MediamillError,
-    NotFound,
     RetryLater,
     StorageError,
     StoreUnavailable,
 )
 from mediamill.jobs.events import Wake
+from mediamill.jobs.leftovers import Leftover, Leftovers
 from mediamill.jobs.store import JobStore, Taken
-from mediamill.model import Artifact, JobError, Progress, Provider, Status, Storage
+from mediamill.model import Artifact, JobError, Progress, Provider, Storage
 from mediamill.perform import Assignment, InputSource, Performed, Phases, discard, perform, publish
 
 _log = logging.getLogger(__name__)
@@ -163,15 +163,15 @@ class Carry:
         if progress.phase is not None and progress.phase != self._phases.current:
             self._phases.enter(progress.phase)
 
-    async def _still_ours(self) -> None:
+    async def _still_ours(self, artifacts: Sequence[Artifact]) -> None:
         """Asked immediately before each few copies; what a process heard before it was frozen is worth nothing."""
-        owned = await self._insist(lambda: self.tools.store.owned(self.taken.job.id, self.taken.attempt))
+        owned = await self._insist(lambda: self._store.publishing(*self._fence, artifacts))
         if not owned.owned:
             raise LeaseLost
         if owned.cancel_requested and not self._unowned:
             raise Cancelled
         if not owned:  # the answer was too long under way
-            await self._still_ours()
+            await self._still_ours(artifacts)
         self._unowned = True
 
     async def _beat(self) -> None:
@@ -332,41 +332,26 @@ class Carry:
             tries += 1
 
     async def _clean(self) -> None:
-        """Delete this attempt's staged files, and published ones that turned out to belong to nobody."""
+        """Delete this attempt's staged files, and published ones of a job that ended without them.
+
+        A copy that was broken off may still arrive, so the sweep looks again. A live job's are left: its next attempt
+        replaces them.
+        """
         performed, storage = self._performed, self.tools.storage
         folder = keys.attempt_folder(self.taken.job.id, self.taken.attempt)
         try:
             if performed is not None:
                 await discard(performed, storage)
                 if self._unowned:
-                    await self._delete_unowned(performed)
+                    leftovers = Leftovers(self._store.database, storage)
+                    for made in (staged.artifact for staged in performed.staged):
+                        leftover = Leftover(made.key, self.taken.job.id, (made.sha256,))
+                        await leftovers.delete(leftover, look_again=True)
             elif self._latest is not None:
                 for key in [key async for key, _ in storage.list(folder)]:
                     await storage.delete(key)
         except MediamillError as error:
             _log.info("left to the sweep: %s", error.message, extra=self._facts)
-
-    async def _delete_unowned(self, performed: Performed) -> None:
-        """Final objects of a job that ended without them. A live job's are left: its next attempt replaces them."""
-        job_id, storage = self.taken.job.id, self.tools.storage
-        with contextlib.suppress(NotFound):
-            job = await self._store.get(job_id)
-            if not job.status.ended or job.status is Status.SUCCEEDED:
-                return
-            artifacts = [staged.artifact for staged in performed.staged]
-            others = await self._store.named_by_others([a.key for a in artifacts], than=[job_id])
-            for artifact in artifacts:
-                if artifact.key not in others and await self._is_there(artifact):
-                    await storage.delete(artifact.key)
-
-    async def _is_there(self, artifact: Artifact) -> bool:
-        """Whether its key still holds these bytes, and not those of another job that names the same folder."""
-        try:
-            stored = await self.tools.storage.stat(artifact.key)
-        except NotFound:
-            return False
-        in_own_folder = artifact.key.startswith(keys.output_folder(self.taken.job.id))
-        return in_own_folder or stored.sha256 == artifact.sha256
 
 
 async def _end_task(task: asyncio.Task[T]) -> None:

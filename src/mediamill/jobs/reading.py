@@ -151,12 +151,6 @@ class JobReader:
         async with self.database.connection() as connection:
             return int(await connection.fetchval(SQL["count_queued"], cap))
 
-    async def named_by_others(self, storage_keys: Collection[str], *, than: Collection[str]) -> set[str]:
-        """Those of the keys that jobs other `than` these have as results, too: bytes that must stay."""
-        async with self.database.connection() as connection:
-            own = [parse_id(i) for i in than]
-            return {row["key"] for row in await connection.fetch(SQL["named_by_others"], list(storage_keys), own)}
-
     async def workers(self, *, within_s: float) -> Workers:
         """The worker processes heard of in the last `within_s` seconds."""
         async with self.database.connection() as connection:

@@ -6,12 +6,14 @@ All methods raise StoreUnavailable (retryable) while the database is away, full 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Unpack
 from uuid import UUID
 
+from mediamill import keys
 from mediamill.errors import Conflict, NotFound
 from mediamill.jobs import claim, making, queue, schema, upkeep
 from mediamill.jobs.database import Connection, Database, Limits, Record, UniqueViolation
@@ -40,6 +42,7 @@ from mediamill.model import Artifact, Job, JobError, Json, Status
 __all__ = ["Batch", "Beat", "Idempotency", "JobStore", "Page", "Rules", "Submission", "Taken", "WorkerSeen", "new_id"]
 
 _CRASH_DELAY_CAP_S = 60.0
+_DELETION_LOOK_S = 0.1
 
 
 class JobStore(JobReader):
@@ -150,23 +153,41 @@ class JobStore(JobReader):
 
     async def beat(self, job_id: str, attempt: int, **told: Unpack[Told]) -> Beat:
         """Renew the lease and write what is told. See Beat for what the answer is worth."""
+        return await self._beat(parse_id(job_id), attempt, told)
+
+    async def publishing(self, job_id: str, attempt: int, artifacts: Sequence[Artifact]) -> Beat:
+        """The fence, asked before anything is published; true in a condition while it holds. Renews the lease.
+
+        Notes the artifacts' keys, so that what comes to lie there is found again should the job end without it, and
+        waits while somebody deletes what another job left there.
+        """
+        uuid = parse_id(job_id)
+        beat = await self._beat(uuid, attempt, {}, publishing=artifacts)
+        shared = [clean_text(a.key) for a in artifacts if not keys.is_own(a.key)]
+        while beat.owned and shared:
+            async with self.database.connection() as connection:
+                if not await connection.fetchval(SQL["being_deleted"], uuid, shared):
+                    break
+            await asyncio.sleep(_DELETION_LOOK_S)
+        return beat
+
+    async def _beat(self, job_id: UUID, attempt: int, told: Told, *, publishing: Sequence[Artifact] = ()) -> Beat:
         asked_at = time.monotonic()
         said = (message := told.get("message")) and clean_text(message, limit=MAX_MESSAGE)
         values = (told.get("progress"), told.get("phase"), said, told.get("eta_s"), told.get("preview"))
 
         async def work(connection: Connection) -> Record | None:
-            row = await connection.fetchrow(SQL["beat"], parse_id(job_id), attempt, *values)
+            row = await connection.fetchrow(SQL["beat"], job_id, attempt, *values)
             if row is not None and row["queue_id"] is not None:
                 await queue.beat(connection, [row["queue_id"]])
+            if row is not None and publishing:
+                made = [[clean_text(a.key) for a in publishing], [a.sha256 for a in publishing]]
+                await connection.execute(SQL["note_publication"], job_id, *made)
             return row
 
         row = await self.database.retried(work)
         lease_until = asked_at + self.rules.lease_s
         return Beat(row is not None, row is not None and row["cancel_requested"], asked_at, lease_until)
-
-    async def owned(self, job_id: str, attempt: int) -> Beat:
-        """The fence, asked before anything is published; true in a condition while it holds. Renews the lease."""
-        return await self.beat(job_id, attempt)
 
     async def succeed(
         self,
