@@ -46,6 +46,8 @@ CANCEL_SHOWN_S = 1.5
 """After this the caller sees `cancelled`, even while a child still uses up a longer grace time."""
 LET_OUT_S = 1.0
 """A result that is being published may still get out whole this long after a cancel; then the job has succeeded."""
+CLEAN_WITHIN_S = 3.0
+"""A storage that does not answer holds up a slot for no longer; the sweep has time."""
 PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 DISK_PAUSE_S = 30.0
 _NO_ROOM = FULL | {errno.EROFS}
@@ -337,21 +339,24 @@ class Carry:
         A copy that was broken off may still arrive, so the sweep looks again. A live job's are left: its next attempt
         replaces them.
         """
-        performed, storage = self._performed, self.tools.storage
-        folder = keys.attempt_folder(self.taken.job.id, self.taken.attempt)
         try:
-            if performed is not None:
-                await discard(performed, storage)
-                if self._unowned:
-                    leftovers = Leftovers(self._store.database, storage)
-                    for made in (staged.artifact for staged in performed.staged):
-                        leftover = Leftover(made.key, self.taken.job.id, (made.sha256,))
-                        await leftovers.delete(leftover, look_again=True)
-            elif self._latest is not None:
-                for key in [key async for key, _ in storage.list(folder)]:
-                    await storage.delete(key)
-        except MediamillError as error:
-            _log.info("left to the sweep: %s", error.message, extra=self._facts)
+            async with asyncio.timeout(CLEAN_WITHIN_S):
+                await self._delete_unwanted()
+        except (MediamillError, TimeoutError) as error:
+            _log.info("left to the sweep: %s", str(error) or "the storage does not answer", extra=self._facts)
+
+    async def _delete_unwanted(self) -> None:
+        performed, storage, job_id = self._performed, self.tools.storage, self.taken.job.id
+        if performed is not None:
+            await discard(performed, storage)
+            if self._unowned:
+                leftovers = Leftovers(self._store.database, storage)
+                for made in (staged.artifact for staged in performed.staged):
+                    await leftovers.delete(Leftover(made.key, job_id, (made.sha256,)), look_again=True)
+        elif self._latest is not None:
+            folder = keys.attempt_folder(job_id, self.taken.attempt)
+            for key in [key async for key, _ in storage.list(folder)]:
+                await storage.delete(key)
 
 
 async def _end_task(task: asyncio.Task[T]) -> None:

@@ -14,10 +14,11 @@ import random
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from mediamill import keys
 from mediamill.errors import MediamillError, NotFound, StoreUnavailable
@@ -51,7 +52,10 @@ class Sweeper:
     """An object of an unfinished attempt, or one that no job names, is looked at when it is older."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Sweep until `stop` is set. A database or storage that is away is tried again the next time."""
+        """Sweep until `stop` is set, which breaks off what is under way.
+
+        A database or storage that is away is tried again the next time.
+        """
         due_s = dict.fromkeys((DEADLINES_EVERY_S, SWEEP_EVERY_S, STRAYS_EVERY_S), 0.0)
         chores = {
             DEADLINES_EVERY_S: self.store.fail_expired,
@@ -63,7 +67,7 @@ class Sweeper:
                 if time.monotonic() < due_s[every_s] or stop.is_set():
                     continue
                 try:
-                    await chore()
+                    await _unless(stop, chore())
                 except (MediamillError, OSError) as error:
                     level = logging.INFO if isinstance(error, StoreUnavailable) else logging.WARNING
                     _log.log(level, "sweep broken off: %s", error)
@@ -139,6 +143,19 @@ class Sweeper:
         async for key, modified_at in self.storage.list(folder):
             if _age_s(modified_at) > than_s:
                 await bin_.delete(key)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> None:
+    """Do it, or break it off when `stop` is set: a worker that is to go does not wait for a storage."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
 @dataclass
