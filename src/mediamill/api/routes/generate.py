@@ -15,18 +15,9 @@ from mediamill.api import edge, openapi
 from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import (
-    MAX_WAIT_S,
-    Wish,
-    accepted,
-    cancel_and_wait,
-    check_quota,
-    prepare,
-    submit,
-    unstage,
-    urls_of,
-    wait_for,
-)
+from mediamill.api.replies import accepted, replay_mark, urls_of
+from mediamill.api.submit import Wish, check_quota, prepare, submit, unstage
+from mediamill.api.waiting import MAX_WAIT_S, cancel_and_wait, wait_for
 from mediamill.contracts import generation
 from mediamill.errors import InvalidRequest
 from mediamill.inputs.references import check_url
@@ -115,7 +106,7 @@ async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: Idem
 
 
 def _bulk_accepted(batch_id: str, jobs: Sequence[Job], *, replayed: bool) -> JSONResponse:
-    headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | ({"Idempotency-Replayed": "true"} if replayed else {})
+    headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | replay_mark(replayed)
     return JSONResponse(generation.bulk_accepted(batch_id, jobs), 202, headers=headers)
 
 
