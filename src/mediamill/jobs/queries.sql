@@ -72,7 +72,8 @@ SELECT {envelope} FROM job j WHERE j.parent_id IS NULL
 
 -- name: count_ahead
 -- The first is found by key and looked at afterwards, and the count walks an index in its order: else a planner whose
--- statistics are of an emptier table reads the whole queue.
+-- statistics are of an emptier table reads the whole queue. It must not know the limit either: where it expects fewer
+-- rows than that, it gathers all of them (a bitmap), and such a scan never clears away the entries of jobs that began.
 WITH mine AS MATERIALIZED (
     SELECT pool, priority, queue_id, status, parts FROM job WHERE id = $1
     UNION ALL
@@ -86,7 +87,7 @@ SELECT (
         SELECT FROM job
         WHERE pool = place.pool AND status = 'queued' AND parts = 0
             AND (-priority, queue_id) < (-place.priority, place.queue_id)
-        ORDER BY (-priority), queue_id LIMIT $2
+        ORDER BY (-priority), queue_id LIMIT (SELECT $2::bigint)
     ) ahead
 ) FROM place
 
