@@ -73,11 +73,6 @@ def order(rng: random.Random, photo: str) -> Order:
     return Order("img2vid", clips)
 
 
-def slow_order(rng: random.Random, _photo: str) -> Order:
-    """Work that is still being done again when the worker that lost it comes back."""
-    return Order("fake", {"kind": "image", "width": 32, "height": 32, "seed": rng.randrange(99), "work_s": 10.0})
-
-
 class Customer:
     """Places orders as a careful program does: an idempotency key each, tried again until an answer is there."""
 
