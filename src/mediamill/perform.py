@@ -128,16 +128,19 @@ async def perform(
 
 
 async def publish(
-    performed: Performed, storage: Storage, *, still_ours: Callable[[], Awaitable[None]] | None = None
+    performed: Performed,
+    storage: Storage,
+    *,
+    still_ours: Callable[[Sequence[Artifact]], Awaitable[None]] | None = None,
 ) -> tuple[Artifact, ...]:
     """Copy the staged outputs to their final keys and return their artifacts. Safe to repeat until `discard`.
 
-    `still_ours` is awaited immediately before each few copies and raises LeaseLost to stop them.
+    `still_ours` is awaited with the artifacts immediately before each few copies and raises LeaseLost to stop them.
     """
     for at in range(0, len(performed.staged), COPIES_AT_ONCE):
-        if still_ours is not None:
-            await still_ours()
         some = performed.staged[at : at + COPIES_AT_ONCE]
+        if still_ours is not None:
+            await still_ours([staged.artifact for staged in some])
         await asyncio.gather(*(patiently(_copy(storage, staged), PATIENCE_S) for staged in some))
     return tuple(staged.artifact for staged in performed.staged)
 

@@ -173,15 +173,9 @@ def mean_colour(clip: Path) -> Any:
 
 
 def test_a_host_that_would_keep_files_elsewhere_is_refused(fleet: Fleet) -> None:
-    api = fleet.start_api("a", **fleet.bucket, **SHARED)
-    elsewhere = {"OUTPUT_DIR": str(fleet.folder / "other")}
-    # the API alone is heard of, and enough to disagree with
-    eventually(lambda: refused(fleet, "early", "worker", "keeps files in another folder than"))
-    fleet.start_worker("b", api, **fleet.bucket, **SHARED)
+    fleet.start_api("a", **fleet.bucket, **SHARED)
     cases = [
         ("own", "worker", {}, f"keeps files in another folder than '{fleet.folder}/own/outputs'"),
-        ("undeclared", "worker", fleet.bucket, "say so with MEDIAMILL_STORAGE_SHARED=1"),
-        ("untrue", "worker", elsewhere | SHARED, "MEDIAMILL_STORAGE_SHARED is set, but"),
         ("front", "api", fleet.bucket, "say so with MEDIAMILL_STORAGE_SHARED=1"),
     ]
     started = [(host, words, fleet.start(host, role, **extra)) for host, role, extra, words in cases]
@@ -189,17 +183,3 @@ def test_a_host_that_would_keep_files_elsewhere_is_refused(fleet: Fleet) -> None
         assert process.wait(PATIENCE_S) == 2, fleet.log(host)
         assert words in fleet.log(host)
         assert "Traceback" not in fleet.log(host)
-    job = api.ended(api.submit())
-    assert job["status"] == "succeeded", job
-
-
-def refused(fleet: Fleet, host: str, role: str, words: str) -> bool:
-    """Whether a process on this host is refused with these words; one that is not is ended."""
-    process = fleet.start(host, role)
-    try:
-        status = process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait(PATIENCE_S)
-        return False
-    return status == 2 and words in fleet.log(host)

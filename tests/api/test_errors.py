@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from mediamill import plugins
 from mediamill.api.errors import STATUS, ContractRouter, ErrorShapes, as_error, retry_after_s
-from mediamill.api.submit import wait_or_timeout
+from mediamill.api.waiting import wait_or_timeout
 from mediamill.catalog import MAX_DETAILS
 from mediamill.errors import Busy, MediamillError, RetryLater, StorageRefused, StoreUnavailable, every_class
 from mediamill.jobs.database import Database, Limits

@@ -66,12 +66,11 @@ def order(rng: random.Random, photo: str) -> Order:
         either = frozenset({"cancelled", "succeeded"})
         return Order("fake", {"kind": "image", **small, "work_s": 2.0}, either, cancel_after_s=rng.uniform(0, 1.5))
     stills = [{"id": f"s{n}", "image_url": photo, "duracao": 0.1} for n in range(3)]
-    return Order("img2vid", {"images": stills, "path": f"project-{seed}/videos/"})
-
-
-def slow_order(rng: random.Random, _photo: str) -> Order:
-    """Work that is still being done again when the worker that lost it comes back."""
-    return Order("fake", {"kind": "image", "width": 32, "height": 32, "seed": rng.randrange(99), "work_s": 10.0})
+    clips = {"images": stills, "path": f"project-{seed % 5}/videos/"}  # folders are named again and again
+    if draw < 0.92:
+        either = frozenset({"cancelled", "succeeded"})
+        return Order("img2vid", clips, either, cancel_after_s=rng.uniform(0, 3))
+    return Order("img2vid", clips)
 
 
 class Customer:

@@ -10,7 +10,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from aiohttp import web
 
 from tests.chaos import verdict
-from tests.chaos.ledger import Customer, Ledger, Order, ended_as, order
+from tests.chaos.ledger import Customer, Ledger, Order, ended_as, insist, order
 from tests.chaos.processes import LEASE_S, Service, free_port, orphans, reaping, service
 
 FAULTS = (
@@ -69,22 +69,17 @@ class Report:
         return "\n".join((*rows, *(f"VIOLATION {v}" for v in self.violations)))
 
 
-Mix = Callable[[random.Random, str], Order]
-
-
-async def siege(
-    folder: Path, *, source: Path, faults: Sequence[str], seed: int, mix: Mix = order, outstanding: int = 24
-) -> Report:
-    """Run one and judge it. `mix` makes an order from random numbers and a photo, `outstanding` at a time."""
+async def siege(folder: Path, *, source: Path, faults: Sequence[str], seed: int) -> Report:
+    """Run one and judge it."""
     rng = random.Random(seed)
-    ledger, report = Ledger(outstanding=outstanding), Report()
+    ledger, report = Ledger(), Report()
     started_s = time.monotonic()
     with reaping() as before:
         async with receiver(ledger) as hook, service(folder, source=source) as running:
             photo = await upload_photo(running.url)
             async with aiohttp.ClientSession() as session:
                 shop = [
-                    Customer(running.url, hook, ledger, own, partial(mix, own, photo))
+                    Customer(running.url, hook, ledger, own, partial(order, own, photo))
                     for own in (random.Random(rng.random()) for _ in range(CUSTOMERS))
                 ]
                 ordering = [asyncio.create_task(customer.run(session)) for customer in shop]
@@ -100,6 +95,31 @@ async def siege(
             await judge(running, ledger, report)
         report.violations += [f"orphan process: {line}" for line in orphans(before)]
     report.seconds = time.monotonic() - started_s
+    return report
+
+
+async def comes_back(folder: Path, *, source: Path) -> Report:
+    """One job, whose worker freezes, loses it to another, and wakes up with its result while the other still works."""
+    ledger, report = Ledger(), Report()
+    wanted = Order("fake", {"kind": "image", "width": 32, "height": 32, "seed": 1, "work_s": 2 * LEASE_S})
+    with reaping() as before:
+        async with (
+            receiver(ledger) as hook,
+            service(folder, source=source, workers=2) as running,
+            aiohttp.ClientSession() as session,
+        ):
+            body = {"model": wanted.model, "input": wanted.input, "webhook_url": hook}
+            job = await insist(session, f"{running.url}/v1/jobs", body, key="one")
+            ledger.accepted[job["id"]] = wanted
+            frozen = await bomb(running, "running.stop")
+            async with asyncio.timeout(_REACHED_WITHIN_S):
+                while (job["status"], job["attempt"]) != ("running", 2):
+                    await asyncio.sleep(0.05)
+                    async with session.get(f"{running.url}/v1/jobs/{job['id']}") as reply:
+                        job = await reply.json()
+            os.kill(frozen, signal.SIGCONT)  # its child worked on: the result is there, or will be before the other's
+            await judge(running, ledger, report)
+        report.violations += [f"orphan process: {line}" for line in orphans(before)]
     return report
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 
+from mediamill import keys
 from mediamill.jobs.store import JobStore
 from mediamill.jobs.sweep import Sweeper, remove_abandoned
 from mediamill.media.probe import probe
@@ -119,17 +120,18 @@ async def leaked_files(running: Service) -> list[str]:
             root = running.folder / f"host{host}" / "work"
             remove_abandoned(root)
             left += [str(path) for path in root.rglob("*")] if root.exists() else []
-        await Sweeper(store, storage, running.folder / "host0" / "work", stray_after_s=0.0).sweep_strays()
+        sweeper = Sweeper(store, storage, running.folder / "host0" / "work", stray_after_s=0.0)
         connection = await asyncpg.connect(running.database.dsn)
         try:
+            await connection.execute("UPDATE publication SET deleting_until = NULL")  # as if a minute had gone by
+            await sweeper.sweep()
+            await sweeper.sweep_strays()
             named = {row["key"] for row in await connection.fetch("SELECT key FROM artifact")}
+            left += [row["key"] for row in await connection.fetch("SELECT key FROM publication")]
         finally:
             await connection.close()
-        async for key, _ in storage.list("attempts"):
-            left.append(key)
-        async for key, _ in storage.list("outputs"):
-            if key not in named:
-                left.append(key)
+        kept = (f"{keys.UPLOADS}/", f"{keys.PREVIEWS}/")
+        left += [key async for key, _ in storage.list("") if key not in named and not key.startswith(kept)]
     await storage.close()
     left += [str(path) for host in (0, 1) for path in (running.folder / f"host{host}").rglob("*.part")]
     return [f"leaked file {name}" for name in left]

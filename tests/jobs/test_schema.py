@@ -84,9 +84,9 @@ async def test_processes_that_start_together_migrate_once(store: JobStore, datab
     assert await succeed(store, await take(store))
 
 
-def test_migrations_are_numbered_without_gaps_and_stay_within_the_major() -> None:
+def test_each_migration_has_a_number_of_its_own_and_stays_within_the_major() -> None:
     steps = load()
-    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+    assert len({step.number for step in steps}) == len(steps)
     assert max(step.major for step in steps) == schema.MAJOR
 
 

@@ -45,7 +45,7 @@ async def test_a_job_goes_from_queued_through_running_to_succeeded(store: JobSto
         0.5,
         "half",
     )
-    assert await store.owned(made.id, 1)
+    assert await store.publishing(made.id, 1, [])
     files = (artifact("b.mp4"), artifact("a.mp4", key="k/a.mp4", size_bytes=2**40))
     assert await succeed(
         store, taken, artifacts=files, output={"n": 1}, timings={"generating_s": 1.5}, warnings=["slow"]

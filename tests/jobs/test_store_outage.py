@@ -71,7 +71,7 @@ async def test_the_store_comes_back_by_itself_and_the_living_keep_their_jobs(
         assert waiting.job.id != job.id
         assert await try_take(other) is None  # patient: the living beat first
         assert await other.next_wake_s(["cpu"]) == 5
-        assert await own_store.owned(job.id, taken.attempt)
+        assert await own_store.publishing(job.id, taken.attempt, [])
         assert await succeed(own_store, taken)
         assert (await own_store.get(job.id)).attempt == 1
 

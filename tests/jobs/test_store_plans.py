@@ -63,3 +63,31 @@ async def test_a_long_queue_is_not_read_through(store: JobStore, analysed: bool)
             await transaction.rollback()
             plan = told[0]["Plan"]
             assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES, (ask.__name__, told)
+
+
+_INSERT = """
+    INSERT INTO job (id, model, contract, pool, lane, input, queued_timeout_s, run_timeout_s, queue_deadline_at, status, queue_id)
+    SELECT gen_random_uuid(), 'fake', 'native', $3, $3, '{}', 1, 1, now(), $2, nextval('pgqueuer_id_seq') FROM generate_series(1, $1::int)
+"""
+
+
+async def test_jobs_that_began_are_not_read_through_again_and_again(store: JobStore) -> None:
+    """Their index entries stay until a vacuum, or until a walk in the index's order clears them away.
+
+    A planner that expects a few rows gathers them all, and clears nothing. Here its statistics are of a table in which
+    most jobs waited.
+    """
+    async with store.database.connection() as connection:
+        await connection.execute(_INSERT, 1000, "succeeded", "cpu")
+        await connection.execute(_INSERT, 5000, "queued", "gpu")
+        await connection.execute("VACUUM ANALYZE job")
+        await connection.execute("DELETE FROM job")
+        await connection.execute("VACUUM FULL job")
+        await connection.execute(_INSERT, QUEUED, "queued", "gpu")
+        await connection.execute("UPDATE job SET status = 'running'")
+        await connection.execute(_INSERT, 200, "queued", "gpu")
+        last = await connection.fetchval("SELECT id FROM job WHERE status = 'queued' ORDER BY queue_id DESC LIMIT 1")
+        for _ in range(2):
+            text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SQL['count_ahead']}"
+            told = json.loads(await connection.fetchval(text, last, 1001))
+        assert told[0]["Plan"]["Shared Hit Blocks"] < PAGES, told

@@ -64,7 +64,7 @@ class TestFence:
         assert (new.job.id, new.attempt) == (job.id, 2)
         beat = await brisk.beat(job.id, old.attempt, progress=0.9)
         assert (beat.owned, bool(beat)) == (False, False)
-        assert not await brisk.owned(job.id, old.attempt)
+        assert not await brisk.publishing(job.id, old.attempt, [artifact()])
         assert not await succeed(brisk, old, artifacts=[artifact()])
         assert not await brisk.fail(job.id, old.attempt, BROKEN, timings={})
         assert not await brisk.cancelled(job.id, old.attempt, timings={})

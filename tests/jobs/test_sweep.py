@@ -15,7 +15,7 @@ import pytest
 from mediamill.errors import StorageRefused
 from mediamill.jobs.store import JobStore, new_id
 from mediamill.jobs.sweep import Sweeper, remove_abandoned, scratch_folder
-from mediamill.model import Job, JobError, Status
+from mediamill.model import Job, Status
 from mediamill.storage import LocalUrls
 from mediamill.storage.memory import MemoryStorage
 from tests.fixtures_db import TestServer
@@ -155,29 +155,6 @@ async def test_staged_files_stay_only_with_the_running_attempt(store: JobStore, 
     await storage.hold({young: 10.0, "clips/a.mp4": HOUR_S})
     await sweeper(store, storage, tmp_path).sweep_strays()
     assert await storage.keys() == {*kept, young, "clips/a.mp4"}
-
-
-async def test_published_files_that_the_ended_job_does_not_name_go(
-    store: JobStore, storage: Aged, tmp_path: Path
-) -> None:
-    named = await done(store, "to be replaced")
-    await sql(store, "UPDATE artifact SET key = 'outputs/' || job_id || '/output.mp4'")
-    failed = await make(store)
-    taken = await take(store)
-    await store.fail(taken.job.id, taken.attempt, JobError("crashed", "x"), timings={})
-    running = await make(store)
-    await take(store)
-    for job in (named, failed):
-        await age(store, job.id, finished_at=HOUR_S)
-    kept = {
-        f"outputs/{named.id}/output.mp4",
-        f"outputs/{running.id}/output.mp4",
-        f"outputs/{new_id()}/other-database.mp4",
-    }
-    gone = {f"outputs/{named.id}/second.mp4", f"outputs/{failed.id}/output.mp4"}
-    await storage.hold(dict.fromkeys(kept | gone, HOUR_S))
-    await sweeper(store, storage, tmp_path).sweep_strays()
-    assert await storage.keys() == kept
 
 
 async def test_old_previews_and_uploads_go(store: JobStore, storage: Aged, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from mediamill.catalog.fake import FakeRequest
 from mediamill.config import Settings
 from mediamill.errors import StorageRefused, StorageUnavailable
 from mediamill.jobs.store import JobStore, Rules, Submission
+from mediamill.jobs.sweep import Sweeper
 from mediamill.model import Job, Phase, Status, StoredObject
 from mediamill.storage import LocalUrls
 from mediamill.storage.memory import MemoryStorage
@@ -319,6 +321,45 @@ async def test_a_storage_that_refuses_fails_the_job_and_its_address_stays_in_the
     assert job.error is not None
     assert (job.error.code, job.error.message) == ("storage_refused", "The storage refused the operation.")
     assert "The bucket 'b' refused: quota exceeded." in caplog.text
+
+
+class Silent(MemoryStorage):
+    """Takes every request and never answers, from the first put on."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalUrls("http://files", b"secret"))
+        self.silent = True
+
+    async def put(self, key: str, source: Path, *, media_type: str) -> StoredObject:
+        await self._answer()
+        return await super().put(key, source, media_type=media_type)
+
+    async def delete(self, key: str) -> None:
+        await self._answer()
+        await super().delete(key)
+
+    async def list(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
+        await self._answer()
+        async for found in super().list(prefix):
+            yield found
+
+    async def _answer(self) -> None:
+        while self.silent:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_storage_that_never_answers_keeps_no_slot_and_no_worker(store: JobStore, tmp_path: Path) -> None:
+    storage = Silent()
+    sweeper = Sweeper(store, storage, tmp_path / "work")
+    workshop = Workshop(store, settings_in(tmp_path, drain_s=0.2), storage)
+    values = {"kind": "image", "width": 32, "height": 32}
+    async with asyncio.timeout(60), workshop.working(sweeper=sweeper):
+        job, _ = await store.submit(Submission("fake", values, "cpu", run_timeout_s=1))
+        ended = await workshop.end_of(job)
+        assert ended.error is not None
+        assert (ended.error.code, "uploading" in ended.error.message) == ("deadline_exceeded", True)
+        await workshop.running(await workshop.make(work_s=600))
+        workshop.stop.set()
 
 
 async def test_draining_ends_what_runs_and_takes_nothing_more(workshop: Workshop) -> None:

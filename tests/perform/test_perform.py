@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from mediamill.errors import (
     StorageUnavailable,
 )
 from mediamill.model import (
+    Artifact,
     Event,
     InputFile,
     Job,
@@ -380,12 +381,12 @@ async def test_publishing_asks_before_it_copies_and_stops_when_the_job_is_not_ou
     where = storage()
     performed, _ = await go(Scripted(two_files), tmp_path, into=where)
 
-    async def not_ours() -> None:
+    async def not_ours(artifacts: Sequence[Artifact]) -> None:
+        assert [a.key for a in artifacts] == [staged.artifact.key for staged in performed.staged]
         raise LeaseLost
 
-    still_ours: Callable[[], Awaitable[None]] = not_ours
     with pytest.raises(LeaseLost):
-        await publish(performed, where, still_ours=still_ours)
+        await publish(performed, where, still_ours=not_ours)
     with contextlib.suppress(StopAsyncIteration):
         assert await anext(aiter(where.list("outputs"))) is None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import obstore
@@ -103,39 +104,98 @@ async def test_two_versions_are_never_mixed_in_one_read(s3_settings: Settings, t
         await anext(reading)
 
 
-@pytest.fixture
-async def moody(s3_settings: Settings) -> AsyncIterator[tuple[Settings, list[int]]]:
-    """A server before the real one: answers the statuses of the list first, then passes bytes through."""
-    moods: list[int] = []
-    host, port = str(s3_settings.s3_endpoint).removeprefix("http://").split(":")
-
+@contextlib.asynccontextmanager
+async def in_front(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server whose connections are served so; its URL."""
     serving: set[asyncio.Task[None]] = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         serving.add(task)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(_closed, writer)
             stack.enter_context(contextlib.suppress(ConnectionError, asyncio.IncompleteReadError))
-            if moods:
-                status = moods.pop(0)
-                await reader.readuntil(b"\r\n\r\n")
-                if status:  # 0: hang up
-                    writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
-                    await writer.drain()
-                return
-            up_reader, up_writer = await asyncio.open_connection(host, int(port))
-            stack.push_async_callback(_closed, up_writer)
-            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+            await serve(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    front = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield s3_settings.model_copy(update={"s3_endpoint": front}), moods
-    server.close()
-    for task in serving:
-        task.cancel()
-    await asyncio.gather(*serving, return_exceptions=True)
+    server = await asyncio.start_server(one, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+async def test_a_server_that_never_answers_is_given_up_after_its_silence(s3_settings: Settings, tmp_path: Path) -> None:
+    async def swallow(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            pass
+
+    async with in_front(swallow) as url, asyncio.timeout(60):
+        given = s3_settings.model_copy(update={"s3_endpoint": url})
+        storage = S3Storage(bucket_of(given), retries=0, silence_s=0.2)
+        for call in (storage.stat("k"), storage.delete("k"), anext(storage.open("k")), anext(storage.list("k"))):
+            with pytest.raises(StorageUnavailable, match="does not answer"):
+                await call
+
+
+async def test_a_slow_line_is_no_silence(s3_settings: Settings, tmp_path: Path) -> None:
+    """Neither the sending nor the reading of a file that takes long is cut off."""
+    host, port = str(s3_settings.s3_endpoint).removeprefix("http://").split(":")
+    passed: list[int] = []
+
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+            passed.append(len(chunk))
+            if len(chunk) > 8192:
+                await asyncio.sleep(0.1)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        try:
+            await asyncio.gather(dripping(reader, up_writer), dripping(up_reader, writer))
+        finally:
+            await _closed(up_writer)
+
+    content = secrets.token_bytes(1_500_000)
+    (tmp_path / "x").write_bytes(content)
+    async with in_front(serve) as url:
+        given = s3_settings.model_copy(update={"s3_endpoint": url})
+        storage = S3Storage(bucket_of(given), retries=0, silence_s=0.5)
+        await storage.put("k", tmp_path / "x", media_type="text/plain")
+        assert b"".join([chunk async for chunk in storage.open("k")]) == content
+    assert sum(passed) > 2 * len(content)
+
+
+@pytest.fixture
+async def moody(s3_settings: Settings) -> AsyncIterator[tuple[Settings, list[int]]]:
+    """A server before the real one: answers the statuses of the list first, then passes bytes through."""
+    moods: list[int] = []
+    host, port = str(s3_settings.s3_endpoint).removeprefix("http://").split(":")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if moods:
+            status = moods.pop(0)
+            await reader.readuntil(b"\r\n\r\n")
+            if status:  # 0: hang up
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                await writer.drain()
+            return
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        try:
+            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+        finally:
+            await _closed(up_writer)
+
+    async with in_front(serve) as front:
+        yield s3_settings.model_copy(update={"s3_endpoint": front}), moods
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

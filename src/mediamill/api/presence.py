@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import secrets
-import socket
 from collections.abc import AsyncIterator
 
 from mediamill import __version__
 from mediamill.api.deps import Deps
 from mediamill.errors import StorageError, StoreUnavailable
-from mediamill.jobs.worker import ANNOUNCE_EVERY_S, LEAVING_S, host_of
+from mediamill.jobs.fleet import ANNOUNCE_EVERY_S, host_of, name_of
+from mediamill.jobs.worker import LEAVING_S
 
 POOL = "api"
 
@@ -20,7 +18,7 @@ POOL = "api"
 @contextlib.asynccontextmanager
 async def announced(deps: Deps) -> AsyncIterator[None]:
     """Say every few seconds, until the end of the block, that this process is there and where it keeps files."""
-    name = f"{socket.gethostname()}.{os.getpid()}.{POOL}.{secrets.token_hex(3)}"
+    name = name_of(POOL)
     announcing = asyncio.create_task(_announce(deps, name))
     try:
         yield

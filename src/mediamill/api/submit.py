@@ -1,4 +1,4 @@
-"""What every creating route does: check, stage, queue; and what blocking routes do: wait, then answer."""
+"""What every creating route does: check, stage, queue."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import asyncio
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from fastapi import Request
-from starlette.responses import JSONResponse
+from typing import Any
 
 from mediamill import catalog, keys
 from mediamill.api import edge
@@ -22,34 +18,19 @@ from mediamill.api.deps import Deps
 from mediamill.catalog import Entry, InputRef
 from mediamill.errors import (
     Busy,
-    Cancelled,
-    DeadlineExceeded,
     Detail,
     InvalidRequest,
-    MediamillError,
-    StoreUnavailable,
     TooMany,
-    every_class,
 )
 from mediamill.inputs.guard import UrlGuard
 from mediamill.inputs.references import check_url
 from mediamill.jobs.store import Idempotency, Submission, new_id
-from mediamill.model import Job, Json, Status
+from mediamill.model import Job, Json
 
-MAX_WAIT_S = 60.0
-"""Longest `?wait=`; proxies cut silent connections soon after."""
 PRIORITIES = range(-100, 101)
 _METADATA_BYTES = 16 * 1024
-_AWAY_S = 0.5
-_CANCEL_WAIT_S = 3.0
-"""A running job stops within two seconds of a cancel."""
 _VALIDATE_OFF_LOOP_ABOVE = 200
 """Values in a request's lists above which validation leaves the event loop."""
-
-ErrorT = TypeVar("ErrorT", bound=MediamillError)
-
-Reply = Callable[[Job, Mapping[str, str]], Mapping[str, Json]]
-"""`reply(job, urls)`: a contract's body for a job that succeeded."""
 
 
 @dataclass(frozen=True)
@@ -258,136 +239,3 @@ async def unstage(deps: Deps, submission: Submission) -> None:
     folder = keys.upload_folder(str(submission.job_id))
     for key in [key async for key, _ in deps.storage.list(folder)]:
         await deps.storage.delete(key)
-
-
-async def urls_of(deps: Deps, job: Job) -> dict[str, str]:
-    """URL by artifact name, and of the preview by its key; percent-encoded, as the caller gets it."""
-    keys_by_name = {artifact.name: artifact.key for artifact in job.artifacts}
-    if job.preview is not None:
-        keys_by_name[job.preview] = job.preview
-    return {name: await deps.storage.url(key) for name, key in keys_by_name.items()}
-
-
-def as_created(job: Job) -> Job:
-    """The job as its first reply showed it, so that a replay says the same."""
-    return replace(
-        job,
-        status=Status.QUEUED,
-        phase=None,
-        progress=0.0,
-        position=None,
-        started_at=None,
-        finished_at=None,
-        artifacts=(),
-        output=None,
-        error=None,
-        attempt=0,
-        timings={},
-        message=None,
-        eta_s=None,
-        preview=None,
-    )
-
-
-def accepted(job: Job, body: Mapping[str, Json], *, replayed: bool, status: int = 202) -> JSONResponse:
-    """The answer of a route that does not wait: the contract's body, `Location`, and the mark of a replay."""
-    headers = {"Location": f"/v1/jobs/{job.id}"} | _replay_mark(replayed)
-    return JSONResponse(dict(body), status, headers=headers)
-
-
-def _replay_mark(replayed: bool) -> dict[str, str]:
-    return {"Idempotency-Replayed": "true"} if replayed else {}
-
-
-async def blocking(
-    request: Request, deps: Deps, submitted: tuple[Job, bool], *, reply: Reply, limit_s: float, respond_async: bool
-) -> JSONResponse:
-    """Hold the connection until the job has ended and answer with the contract's reply.
-
-    With `Prefer: respond-async` answers 202 at once. The job goes on when the caller leaves.
-
-    Raises:
-        DeadlineExceeded: not ended within `limit_s`. Busy: this process stops. Cancelled, or the job's own error.
-        Each carries `job_id`.
-    """
-    job, replayed = submitted
-    if respond_async:
-        return accepted(job, {"jobId": job.id, "status": "queued"}, replayed=replayed)
-    ended = await wait_or_timeout(deps, job, limit_s, request=request)
-    if ended.status is not Status.SUCCEEDED:
-        raise error_of(ended)
-    ended = replace(ended, warnings=tuple(dict.fromkeys((*job.warnings, *ended.warnings))))
-    body = dict(reply(ended, await urls_of(deps, ended)))
-    return JSONResponse(body, headers=_replay_mark(replayed))
-
-
-async def wait_or_timeout(deps: Deps, job: Job, limit_s: float, *, request: Request | None = None) -> Job:
-    """The job once it has ended.
-
-    Raises: DeadlineExceeded after `limit_s`, Busy when this process stops or the caller left; with `job_id`.
-    """
-    latest = await wait_for(deps, job, limit_s, request=request)
-    if latest.status.ended:
-        return latest
-    if deps.stopping.is_set():
-        raise with_job(Busy(f"This service is restarting; job {job.id} goes on.", delay_s=5), job.id)
-    raise with_job(DeadlineExceeded(f"Job {job.id} did not end within {limit_s:g} s; it goes on."), job.id)
-
-
-async def wait_for(deps: Deps, job: Job, limit_s: float, *, request: Request | None = None) -> Job:
-    """The latest state: after its end, after `limit_s`, at shutdown, or when the caller has left."""
-    if job.status.ended or limit_s <= 0:
-        return job
-    waiting = asyncio.ensure_future(_ended(deps, job, limit_s))
-    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(deps.stopping.wait())]
-    if request is not None:
-        others.append(asyncio.ensure_future(_left(request)))
-    try:
-        await asyncio.wait([waiting, *others], return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else await deps.store.get(job.id)
-    finally:
-        for task in (waiting, *others):
-            task.cancel()
-        await asyncio.gather(waiting, *others, return_exceptions=True)
-
-
-async def _ended(deps: Deps, job: Job, limit_s: float) -> Job:
-    """The job once it has ended or after `limit_s`; sits out a database that is away meanwhile."""
-    give_up_at = time.monotonic() + limit_s
-    while True:
-        try:
-            return await deps.store.wait(job.id, max(0.0, give_up_at - time.monotonic()))
-        except StoreUnavailable as error:
-            if time.monotonic() + _AWAY_S > give_up_at:
-                raise with_job(error, job.id) from error
-            await asyncio.sleep(_AWAY_S)
-
-
-async def _left(request: Request) -> None:
-    """Returns when the caller has closed the connection. The body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def cancel_and_wait(deps: Deps, job_id: str) -> Job:
-    """Ask for a job's end and wait a moment for it: how it then ended is what the caller is told.
-
-    Raises: NotFound.
-    """
-    edge.note(job_id=job_id)
-    return await wait_for(deps, await deps.store.cancel(job_id), _CANCEL_WAIT_S)
-
-
-def error_of(job: Job) -> MediamillError:
-    """The error a blocking call raises for a job that did not succeed, with its `job_id`."""
-    if job.status is Status.CANCELLED:
-        return with_job(Cancelled(f"Job {job.id} was cancelled."), job.id)
-    code, message = (job.error.code, job.error.message) if job.error else ("internal", None)
-    cls = next((c for c in every_class() if c.code == code), MediamillError)
-    return with_job(cls(message), job.id)
-
-
-def with_job(error: ErrorT, job_id: str) -> ErrorT:
-    """The same error, naming the job it is about."""
-    error.job_id = job_id
-    return error

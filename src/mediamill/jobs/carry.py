@@ -12,7 +12,7 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -26,14 +26,14 @@ from mediamill.errors import (
     EngineFailed,
     LeaseLost,
     MediamillError,
-    NotFound,
     RetryLater,
     StorageError,
     StoreUnavailable,
 )
 from mediamill.jobs.events import Wake
+from mediamill.jobs.leftovers import Leftover, Leftovers
 from mediamill.jobs.store import JobStore, Taken
-from mediamill.model import Artifact, JobError, Progress, Provider, Status, Storage
+from mediamill.model import Artifact, JobError, Progress, Provider, Storage
 from mediamill.perform import Assignment, InputSource, Performed, Phases, discard, perform, publish
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ CANCEL_SHOWN_S = 1.5
 """After this the caller sees `cancelled`, even while a child still uses up a longer grace time."""
 LET_OUT_S = 1.0
 """A result that is being published may still get out whole this long after a cancel; then the job has succeeded."""
+CLEAN_WITHIN_S = 3.0
+"""A storage that does not answer holds up a slot for no longer; the sweep has time."""
 PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 DISK_PAUSE_S = 30.0
 _NO_ROOM = FULL | {errno.EROFS}
@@ -163,15 +165,15 @@ class Carry:
         if progress.phase is not None and progress.phase != self._phases.current:
             self._phases.enter(progress.phase)
 
-    async def _still_ours(self) -> None:
+    async def _still_ours(self, artifacts: Sequence[Artifact]) -> None:
         """Asked immediately before each few copies; what a process heard before it was frozen is worth nothing."""
-        owned = await self._insist(lambda: self.tools.store.owned(self.taken.job.id, self.taken.attempt))
+        owned = await self._insist(lambda: self._store.publishing(*self._fence, artifacts))
         if not owned.owned:
             raise LeaseLost
         if owned.cancel_requested and not self._unowned:
             raise Cancelled
         if not owned:  # the answer was too long under way
-            await self._still_ours()
+            await self._still_ours(artifacts)
         self._unowned = True
 
     async def _beat(self) -> None:
@@ -332,41 +334,29 @@ class Carry:
             tries += 1
 
     async def _clean(self) -> None:
-        """Delete this attempt's staged files, and published ones that turned out to belong to nobody."""
-        performed, storage = self._performed, self.tools.storage
-        folder = keys.attempt_folder(self.taken.job.id, self.taken.attempt)
-        try:
-            if performed is not None:
-                await discard(performed, storage)
-                if self._unowned:
-                    await self._delete_unowned(performed)
-            elif self._latest is not None:
-                for key in [key async for key, _ in storage.list(folder)]:
-                    await storage.delete(key)
-        except MediamillError as error:
-            _log.info("left to the sweep: %s", error.message, extra=self._facts)
+        """Delete this attempt's staged files, and published ones of a job that ended without them.
 
-    async def _delete_unowned(self, performed: Performed) -> None:
-        """Final objects of a job that ended without them. A live job's are left: its next attempt replaces them."""
-        job_id, storage = self.taken.job.id, self.tools.storage
-        with contextlib.suppress(NotFound):
-            job = await self._store.get(job_id)
-            if not job.status.ended or job.status is Status.SUCCEEDED:
-                return
-            artifacts = [staged.artifact for staged in performed.staged]
-            others = await self._store.named_by_others([a.key for a in artifacts], than=[job_id])
-            for artifact in artifacts:
-                if artifact.key not in others and await self._is_there(artifact):
-                    await storage.delete(artifact.key)
-
-    async def _is_there(self, artifact: Artifact) -> bool:
-        """Whether its key still holds these bytes, and not those of another job that names the same folder."""
+        A copy that was broken off may still arrive, so the sweep looks again. A live job's are left: its next attempt
+        replaces them.
+        """
         try:
-            stored = await self.tools.storage.stat(artifact.key)
-        except NotFound:
-            return False
-        in_own_folder = artifact.key.startswith(keys.output_folder(self.taken.job.id))
-        return in_own_folder or stored.sha256 == artifact.sha256
+            async with asyncio.timeout(CLEAN_WITHIN_S):
+                await self._delete_unwanted()
+        except (MediamillError, TimeoutError) as error:
+            _log.info("left to the sweep: %s", str(error) or "the storage does not answer", extra=self._facts)
+
+    async def _delete_unwanted(self) -> None:
+        performed, storage, job_id = self._performed, self.tools.storage, self.taken.job.id
+        if performed is not None:
+            await discard(performed, storage)
+            if self._unowned:
+                leftovers = Leftovers(self._store.database, storage)
+                for made in (staged.artifact for staged in performed.staged):
+                    await leftovers.delete(Leftover(made.key, job_id, (made.sha256,)), look_again=True)
+        elif self._latest is not None:
+            folder = keys.attempt_folder(job_id, self.taken.attempt)
+            for key in [key async for key, _ in storage.list(folder)]:
+                await storage.delete(key)
 
 
 async def _end_task(task: asyncio.Task[T]) -> None:

@@ -78,6 +78,7 @@ async def end(
         return None
     if ending.artifacts:
         await connection.executemany(SQL["insert_artifact"], artifact_values(job_id, ending.artifacts))
+        await connection.execute(SQL["named"], job_id, [clean_text(a.key) for a in ending.artifacts])
     if row["queue_id"] is not None and row["parts"] == 0:
         await queue.drop(connection, row["queue_id"], _OUTCOMES[ending.status])
     job = job_of(row, ending.artifacts)

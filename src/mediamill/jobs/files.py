@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mediamill.config import Settings
 from mediamill.inputs import Inputs, UrlGuard
+from mediamill.jobs import fleet
 from mediamill.jobs.store import JobStore
 from mediamill.model import Storage
 from mediamill.storage import open_storage
@@ -27,12 +28,13 @@ class Files:
 async def opened_files(settings: Settings, store: JobStore, *, public_url: str) -> AsyncIterator[Files]:
     """Open, and closed after the block. `public_url`: base of the URLs that callers get.
 
-    Raises: Misconfigured; StorageError.
+    Raises: Misconfigured, also when others on this database keep files elsewhere; StorageError; StoreUnavailable.
     """
     secret = settings.url_secret.get_secret_value().encode() if settings.url_secret else await store.secret("url")
     async with contextlib.AsyncExitStack() as stack:
         storage = open_storage(settings, public_url=public_url, secret=secret)
         stack.push_async_callback(storage.close)
+        await fleet.join(settings, store, storage)
         guard = UrlGuard(settings.fetch_allow)
         stack.push_async_callback(guard.close)
         inputs = Inputs(

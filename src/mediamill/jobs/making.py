@@ -134,6 +134,13 @@ async def made_before(connection: Connection, rules: Rules, key: Idempotency) ->
     return row
 
 
+def made_id(found: UUID | None, key: Idempotency) -> UUID:
+    """What the key made. Raises Conflict when it was a batch then and is a job now, or the reverse."""
+    if found is None:
+        raise _used_before(key)
+    return found
+
+
 def _used_before(key: Idempotency) -> Conflict:
     return Conflict(f"The idempotency key {key.key[:80]!r} was used before with another request.")
 

@@ -72,7 +72,8 @@ SELECT {envelope} FROM job j WHERE j.parent_id IS NULL
 
 -- name: count_ahead
 -- The first is found by key and looked at afterwards, and the count walks an index in its order: else a planner whose
--- statistics are of an emptier table reads the whole queue.
+-- statistics are of an emptier table reads the whole queue. It must not know the limit either: where it expects fewer
+-- rows than that, it gathers all of them (a bitmap), and such a scan never clears away the entries of jobs that began.
 WITH mine AS MATERIALIZED (
     SELECT pool, priority, queue_id, status, parts FROM job WHERE id = $1
     UNION ALL
@@ -86,7 +87,7 @@ SELECT (
         SELECT FROM job
         WHERE pool = place.pool AND status = 'queued' AND parts = 0
             AND (-priority, queue_id) < (-place.priority, place.queue_id)
-        ORDER BY (-priority), queue_id LIMIT $2
+        ORDER BY (-priority), queue_id LIMIT (SELECT $2::bigint)
     ) ahead
 ) FROM place
 
@@ -157,6 +158,18 @@ UPDATE job SET beat_at = clock_timestamp(), progress = greatest(progress, coales
     expected_at = clock_timestamp() + make_interval(secs => $6), preview = coalesce($7, preview)
 WHERE id = $1 AND attempt = $2 AND status = 'running' RETURNING cancel_requested, queue_id
 
+-- name: note_publication
+-- After a beat of the same transaction, which holds the job's row: a stale attempt notes nothing.
+INSERT INTO publication AS p (key, job_id, digests)
+SELECT made.key, $1, ARRAY[made.digest] FROM unnest($2::text[], $3::text[]) AS made (key, digest)
+ON CONFLICT (key, job_id) DO UPDATE SET noted_at = clock_timestamp(),
+    digests = CASE WHEN p.digests @> excluded.digests THEN p.digests ELSE p.digests || excluded.digests END
+
+-- name: being_deleted
+SELECT EXISTS (
+    SELECT FROM publication WHERE key = ANY($2::text[]) AND job_id <> $1 AND deleting_until > clock_timestamp()
+)
+
 -- name: hand_back
 UPDATE job SET status = 'queued', phase = NULL, progress = 0, message = NULL, worker = NULL, beat_at = NULL,
     run_deadline_at = NULL, crashes = crashes + $3, ready_at = clock_timestamp() + make_interval(secs => $4),
@@ -190,6 +203,9 @@ RETURNING {envelope}, j.queue_id, j.parts, pg_notify('mediamill_job', j.id::text
 -- name: insert_artifact
 INSERT INTO artifact (job_id, position, name, key, media_type, size_bytes, sha256, facts)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+
+-- name: named
+DELETE FROM publication WHERE job_id = $1 AND key = ANY($2::text[])
 
 -- name: count_down_parent
 UPDATE job AS j SET pending = pending - 1 WHERE j.id = $1 RETURNING {envelope}, j.pending
@@ -237,10 +253,40 @@ WHERE j.parent_id IS NULL AND j.finished_at < clock_timestamp() - make_interval(
     )
 ORDER BY j.finished_at LIMIT $2
 
--- name: named_by_others
--- Only a folder that a caller named can hold the results of several jobs.
-SELECT DISTINCT key FROM artifact
-WHERE key = ANY($1::text[]) AND key !~ '^outputs/[0-9a-f-]{32,36}/' AND job_id <> ALL($2::uuid[])
+-- name: leftovers
+SELECT p.key, p.job_id, p.digests FROM publication p LEFT JOIN job j ON j.id = p.job_id
+WHERE (p.key, p.job_id) > ($2, $3) AND (j.id IS NULL OR j.finished_at IS NOT NULL)
+    AND greatest(p.noted_at, j.finished_at) < clock_timestamp() - make_interval(secs => $1)
+ORDER BY p.key, p.job_id LIMIT $4
+
+-- name: mark_deleting
+INSERT INTO publication AS p (key, job_id, digests, deleting_until)
+VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+ON CONFLICT (key, job_id) DO UPDATE SET deleting_until = excluded.deleting_until
+WHERE p.deleting_until IS NULL OR p.deleting_until < clock_timestamp()
+RETURNING true
+
+-- name: wanted
+-- Why the object of job $2 under key $1 must stay, if it must; jobs $3 do not count. Only a folder that a caller named
+-- can hold the results of several jobs.
+SELECT CASE
+    WHEN EXISTS (SELECT FROM artifact WHERE job_id = $2 AND key = $1 AND job_id <> ALL($3::uuid[])) THEN 'named'
+    WHEN EXISTS (
+        SELECT FROM artifact
+        WHERE key = $1 AND key !~ '^outputs/[0-9a-f-]{32,36}/' AND job_id <> ALL($3::uuid[])
+    ) THEN 'named'
+    WHEN EXISTS (SELECT FROM job WHERE id = $2 AND finished_at IS NULL) THEN 'awaited'
+    WHEN EXISTS (
+        SELECT FROM publication p JOIN job j ON j.id = p.job_id
+        WHERE p.key = $1 AND p.job_id <> $2 AND j.finished_at IS NULL
+    ) THEN 'awaited'
+END
+
+-- name: unmark
+UPDATE publication SET deleting_until = NULL WHERE key = $1 AND job_id = $2
+
+-- name: drop_note
+DELETE FROM publication WHERE key = $1 AND job_id = $2
 
 -- name: forget
 DELETE FROM job WHERE id = ANY($1::uuid[]) AND finished_at IS NOT NULL AND parent_id IS NULL

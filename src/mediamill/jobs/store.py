@@ -6,22 +6,19 @@ All methods raise StoreUnavailable (retryable) while the database is away, full 
 
 from __future__ import annotations
 
-import base64
-import json
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
-from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, Unpack
+from typing import Any, Literal, Unpack
 from uuid import UUID
 
-from mediamill.errors import Conflict, Detail, InvalidRequest, NotFound
+from mediamill import keys
+from mediamill.errors import Conflict, NotFound
 from mediamill.jobs import claim, making, queue, schema, upkeep
 from mediamill.jobs.database import Connection, Database, Limits, Record, UniqueViolation
-from mediamill.jobs.ending import CANCELLED, LIVE, SQL, Ending, end, failed, jobs_of, log_end
-from mediamill.jobs.events import Events
+from mediamill.jobs.ending import CANCELLED, LIVE, SQL, Ending, end, failed, log_end
+from mediamill.jobs.reading import JobReader, Jobs
 from mediamill.jobs.rows import (
     MAX_MESSAGE,
     Batch,
@@ -44,25 +41,19 @@ from mediamill.model import Artifact, Job, JobError, Json, Status
 
 __all__ = ["Batch", "Beat", "Idempotency", "JobStore", "Page", "Rules", "Submission", "Taken", "WorkerSeen", "new_id"]
 
-_POSITION_CAP = 1000
-_PAGE_CAP = 200
-_REREAD_S = 5.0
-"""A waiting reader looks again this often, in case a notification was lost."""
 _CRASH_DELAY_CAP_S = 60.0
-
-# `JobStore.list` hides the builtin inside the class
-Jobs: TypeAlias = list[Job]
-Workers: TypeAlias = list[WorkerSeen]
+_DELETION_LOOK_S = 0.1
 
 
-class JobStore:
-    """Jobs in PostgreSQL. Made by `JobStore.open`; whoever opens it closes it (`async with` does)."""
+class JobStore(JobReader):
+    """Jobs in PostgreSQL: all that changes them, and by its base all that reads them.
+
+    Made by `JobStore.open`; whoever opens it closes it (`async with` does).
+    """
 
     def __init__(self, database: Database, rules: Rules | None = None) -> None:
         """Use `open`, which also sees to the schema."""
-        self.database = database
-        self.rules = rules or Rules()
-        self.events = Events(database)
+        super().__init__(database, rules)
         self._known_lanes: set[str] = set()
 
     @classmethod
@@ -76,19 +67,6 @@ class JobStore:
         store = cls(Database(dsn, limits=limits, application=application), rules)
         await schema.migrate(store.database)
         return store
-
-    async def close(self) -> None:
-        """Stop listening and give back every connection."""
-        await self.events.close()
-        await self.database.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     # making
 
@@ -106,7 +84,7 @@ class JobStore:
                     connection, self.rules, submission.idempotency, job_id=plan.job_id, batch_id=None
                 )
                 if before is not None:
-                    return await self._get(connection, _made_before(before["job_id"], submission.idempotency)), True
+                    return await self._get(connection, making.made_id(before["job_id"], submission.idempotency)), True
             rows = await making.insert(connection, [plan], new_lanes=self._new_lanes([plan]))
             return job_of(rows[0]) if rows else await self._get(connection, plan.job_id), False
 
@@ -133,7 +111,7 @@ class JobStore:
             if idempotency is not None:
                 before = await making.claim_key(connection, self.rules, idempotency, job_id=None, batch_id=batch_id)
                 if before is not None:
-                    return _made_before(before["batch_id"], idempotency)
+                    return making.made_id(before["batch_id"], idempotency)
             contract = submissions[0].contract if submissions else "native"
             url = None if webhook_url is None else clean_text(webhook_url)
             await connection.execute(
@@ -157,107 +135,6 @@ class JobStore:
         lanes = {p.lane.name: p.lane for p in plans}
         return [lane for name, lane in lanes.items() if name not in self._known_lanes]
 
-    # reading
-
-    async def get(self, job_id: str, *, position: bool = False) -> Job:
-        """The job as it is now. Raises NotFound.
-
-        `position`: also count the jobs of its pool before it while it waits (0: it is next; None above 1000).
-        """
-        async with self.database.connection() as connection:
-            uuid = parse_id(job_id)
-            job = await self._get(connection, uuid)
-            if not position or job.status is not Status.QUEUED:
-                return job
-            ahead = await connection.fetchval(SQL["count_ahead"], uuid, _POSITION_CAP + 1)
-        return job if ahead is None else _with_position(job, ahead)
-
-    async def batch(self, batch_id: str) -> Batch:
-        """A batch and its jobs, in order. Raises NotFound."""
-        uuid = parse_id(batch_id, what="batch")
-        async with self.database.connection() as connection:
-            row = await connection.fetchrow(SQL["get_batch"], uuid)
-            if row is None:
-                raise NotFound(f"There is no batch {batch_id!r}.")
-            jobs = await jobs_of(connection, await connection.fetch(SQL["get_batch_jobs"], uuid))
-        return _batch_of(row, jobs)
-
-    async def parts(self, job_id: str) -> Jobs:
-        """The parts of a job, in order; none when it was not split."""
-        async with self.database.connection() as connection:
-            return await jobs_of(connection, await connection.fetch(SQL["get_parts"], [parse_id(job_id)]))
-
-    async def list(
-        self,
-        *,
-        status: Status | Collection[Status] | None = None,
-        model: str | None = None,
-        after: str | None = None,
-        limit: int = 20,
-        order: Literal["asc", "desc"] = "desc",
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        metadata: Mapping[str, Json] | None = None,
-    ) -> Page:
-        """A page of at most `limit` (1 to 200) jobs, no parts, in the order of their making.
-
-        `after` is the `next_cursor` of the page before. `metadata`: only jobs whose metadata contain these values.
-        Raises: InvalidRequest for a cursor that is none of ours.
-        """
-        limit = max(1, min(limit, _PAGE_CAP))
-        statuses = [status] if isinstance(status, Status) else status
-        filters: list[tuple[str, object]] = [
-            ("j.status = ANY({}::text[])", None if statuses is None else [str(s) for s in statuses]),
-            ("j.model = {}", None if model is None else clean_text(model)),
-            ("j.created_at > {}", created_after),
-            ("j.created_at < {}", created_before),
-            ("j.metadata @> {}::jsonb", None if metadata is None else dump(metadata)),
-            ("j.id > {}" if order == "asc" else "j.id < {}", None if after is None else _cursor_id(after)),
-        ]
-        used = [(text, value) for text, value in filters if value is not None]
-        conditions = "".join(f" AND {text.format(f'${n}')}" for n, (text, _) in enumerate(used, start=1))
-        tail = f" ORDER BY j.id {'ASC' if order == 'asc' else 'DESC'} LIMIT {limit + 1}"
-        async with self.database.connection() as connection:
-            rows = await connection.fetch(SQL["list_jobs"] + conditions + tail, *(value for _, value in used))
-            jobs = await jobs_of(connection, rows[:limit])
-        return Page(tuple(jobs), _cursor(jobs[-1].id) if len(rows) > limit else None)
-
-    async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job once it has ended, or as it is after `timeout_s` seconds. Raises NotFound."""
-        give_up_at = time.monotonic() + timeout_s
-        async with self.events.job(str(parse_id(job_id))) as changed:
-            while True:
-                job = await self.get(job_id)
-                left_s = give_up_at - time.monotonic()
-                if job.status.ended or left_s <= 0:
-                    return job
-                await changed.wait(min(left_s, _REREAD_S))
-
-    async def made_by(self, key: Idempotency) -> Job | None:
-        """The job that an earlier call with this key made, so that a repeat asks for nothing.
-
-        Raises: Conflict as `submit`.
-        """
-        async with self.database.connection() as connection:
-            row = await making.made_before(connection, self.rules, key)
-            return None if row is None else await self._get(connection, _made_before(row["job_id"], key))
-
-    async def batch_made_by(self, key: Idempotency) -> Batch | None:
-        """The same for `submit_batch`."""
-        async with self.database.connection() as connection:
-            row = await making.made_before(connection, self.rules, key)
-        return None if row is None else await self.batch(str(_made_before(row["batch_id"], key)))
-
-    async def unfinished(self, caller: str, *, cap: int) -> int:
-        """How many jobs that were submitted as this caller's have not ended; counting stops at `cap`."""
-        async with self.database.connection() as connection:
-            return int(await connection.fetchval(SQL["count_unfinished"], caller, cap))
-
-    async def queue_depth(self, *, cap: int) -> int:
-        """How many jobs wait; counting stops at `cap`."""
-        async with self.database.connection() as connection:
-            return int(await connection.fetchval(SQL["count_queued"], cap))
-
     # running
 
     async def take(self, *, slot: UUID, worker: str, pools: Sequence[str], held: Collection[str] = ()) -> Taken | None:
@@ -276,23 +153,41 @@ class JobStore:
 
     async def beat(self, job_id: str, attempt: int, **told: Unpack[Told]) -> Beat:
         """Renew the lease and write what is told. See Beat for what the answer is worth."""
+        return await self._beat(parse_id(job_id), attempt, told)
+
+    async def publishing(self, job_id: str, attempt: int, artifacts: Sequence[Artifact]) -> Beat:
+        """The fence, asked before anything is published; true in a condition while it holds. Renews the lease.
+
+        Notes the artifacts' keys, so that what comes to lie there is found again should the job end without it, and
+        waits while somebody deletes what another job left there.
+        """
+        uuid = parse_id(job_id)
+        beat = await self._beat(uuid, attempt, {}, publishing=artifacts)
+        shared = [clean_text(a.key) for a in artifacts if not keys.is_own(a.key)]
+        while beat.owned and shared:
+            async with self.database.connection() as connection:
+                if not await connection.fetchval(SQL["being_deleted"], uuid, shared):
+                    break
+            await asyncio.sleep(_DELETION_LOOK_S)
+        return beat
+
+    async def _beat(self, job_id: UUID, attempt: int, told: Told, *, publishing: Sequence[Artifact] = ()) -> Beat:
         asked_at = time.monotonic()
         said = (message := told.get("message")) and clean_text(message, limit=MAX_MESSAGE)
         values = (told.get("progress"), told.get("phase"), said, told.get("eta_s"), told.get("preview"))
 
         async def work(connection: Connection) -> Record | None:
-            row = await connection.fetchrow(SQL["beat"], parse_id(job_id), attempt, *values)
+            row = await connection.fetchrow(SQL["beat"], job_id, attempt, *values)
             if row is not None and row["queue_id"] is not None:
                 await queue.beat(connection, [row["queue_id"]])
+            if row is not None and publishing:
+                made = [[clean_text(a.key) for a in publishing], [a.sha256 for a in publishing]]
+                await connection.execute(SQL["note_publication"], job_id, *made)
             return row
 
         row = await self.database.retried(work)
         lease_until = asked_at + self.rules.lease_s
         return Beat(row is not None, row is not None and row["cancel_requested"], asked_at, lease_until)
-
-    async def owned(self, job_id: str, attempt: int) -> Beat:
-        """The fence, asked before anything is published; true in a condition while it holds. Renews the lease."""
-        return await self.beat(job_id, attempt)
 
     async def succeed(
         self,
@@ -413,12 +308,6 @@ class JobStore:
         else:
             await connection.execute(SQL["request_cancel"], row["id"])
 
-    async def _get(self, connection: Connection, job_id: UUID) -> Job:
-        jobs = await jobs_of(connection, await connection.fetch(SQL["get_jobs"], [job_id]))
-        if not jobs:
-            raise NotFound(f"There is no job {str(job_id)!r}.")
-        return jobs[0]
-
     # upkeep
 
     async def fail_expired(self) -> int:
@@ -432,12 +321,6 @@ class JobStore:
         None lists nothing.
         """
         return await upkeep.prune(self.database, self.rules, ended_before_s=ended_before_s, limit=limit)
-
-    async def named_by_others(self, storage_keys: Collection[str], *, than: Collection[str]) -> set[str]:
-        """Those of the keys that jobs other `than` these have as results, too: bytes that must stay."""
-        async with self.database.connection() as connection:
-            own = [parse_id(i) for i in than]
-            return {row["key"] for row in await connection.fetch(SQL["named_by_others"], list(storage_keys), own)}
 
     async def forget(self, job_ids: Collection[str]) -> int:
         """Delete ended jobs with their parts; returns how many (parts not counted)."""
@@ -460,41 +343,3 @@ class JobStore:
         """Say that a worker process is gone."""
         async with self.database.connection() as connection:
             await connection.execute(SQL["depart"], worker)
-
-    async def workers(self, *, within_s: float) -> Workers:
-        """The worker processes heard of in the last `within_s` seconds."""
-        return await upkeep.workers(self.database, within_s=within_s)
-
-
-def _made_before(made_id: UUID | None, key: Idempotency) -> UUID:
-    """What an idempotency key made. Raises Conflict when it was a batch then and is a job now, or the reverse."""
-    if made_id is None:
-        raise Conflict(f"The idempotency key {key.key[:80]!r} was used before with another request.")
-    return made_id
-
-
-def _with_position(job: Job, ahead: int) -> Job:
-    return replace(job, position=ahead if ahead <= _POSITION_CAP else None)
-
-
-def _batch_of(row: Record, jobs: Sequence[Job]) -> Batch:
-    return Batch(
-        id=str(row["id"]),
-        jobs=tuple(jobs),
-        created_at=row["created_at"],
-        webhook_url=row["webhook_url"],
-        contract=row["contract"],
-        metadata=None if row["metadata"] is None else json.loads(row["metadata"]),
-    )
-
-
-def _cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(UUID(job_id).bytes).decode().rstrip("=")
-
-
-def _cursor_id(text: str) -> UUID:
-    try:
-        return UUID(bytes=base64.b64decode(text + "==", altchars=b"-_", validate=True))
-    except ValueError as error:
-        detail = Detail("after", "must be the `next_cursor` of an earlier page")
-        raise InvalidRequest(f"after: {text[:80]!r} is not a cursor of this list.", details=(detail,)) from error

@@ -14,13 +14,15 @@ import random
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from mediamill import keys
 from mediamill.errors import MediamillError, NotFound, StoreUnavailable
+from mediamill.jobs.leftovers import Leftover, Leftovers
 from mediamill.jobs.store import JobStore
 from mediamill.model import Job, Storage
 
@@ -35,7 +37,7 @@ UPLOADS_KEPT_S = 2 * 86_400.0
 _BATCH = 100
 _ENOUGH = 5
 """Deletes that fail in a row before a sweep is broken off."""
-_JOB_FOLDER = re.compile(r"(?P<kind>attempts|outputs)/(?P<job>[0-9a-f-]{32,36})/(?P<rest>.+)")
+_STAGED = re.compile(rf"{keys.ATTEMPTS}/(?P<job>[0-9a-f-]{{32,36}})/(?P<rest>.+)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Sweeper:
     """An object of an unfinished attempt, or one that no job names, is looked at when it is older."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Sweep until `stop` is set. A database or storage that is away is tried again the next time."""
+        """Sweep until `stop` is set, which breaks off what is under way.
+
+        A database or storage that is away is tried again the next time.
+        """
         due_s = dict.fromkeys((DEADLINES_EVERY_S, SWEEP_EVERY_S, STRAYS_EVERY_S), 0.0)
         chores = {
             DEADLINES_EVERY_S: self.store.fail_expired,
@@ -62,7 +67,7 @@ class Sweeper:
                 if time.monotonic() < due_s[every_s] or stop.is_set():
                     continue
                 try:
-                    await chore()
+                    await _unless(stop, chore())
                 except (MediamillError, OSError) as error:
                     level = logging.INFO if isinstance(error, StoreUnavailable) else logging.WARNING
                     _log.log(level, "sweep broken off: %s", error)
@@ -72,9 +77,11 @@ class Sweeper:
                     await stop.wait()
 
     async def sweep(self) -> None:
-        """Scratch folders of dead workers, the queue's log, and everything older than the retention."""
+        """Scratch folders of dead workers, leftovers, the queue's log, and everything older than the retention."""
         await asyncio.to_thread(remove_abandoned, self.scratch_root)
-        bin_ = _Bin(self.storage)
+        bin_ = _Bin(self.storage, Leftovers(self.store.database, self.storage))
+        async for leftover in bin_.leftovers.of_ended_jobs(older_than_s=self.stray_after_s):
+            await bin_.delete_leftover(leftover)
         stuck: set[str] = set()
         while True:
             found = await self.store.prune(ended_before_s=self.retention_s or None, limit=_BATCH + len(stuck))
@@ -86,61 +93,46 @@ class Sweeper:
             _log.info("%d ended jobs are past their retention and gone", await self.store.forget(gone))
 
     async def sweep_strays(self) -> None:
-        """Objects that no job names: of attempts that are over, old previews, old uploads."""
-        bin_ = _Bin(self.storage)
+        """Objects of attempts that are over, old previews, old uploads."""
+        bin_ = _Bin(self.storage, Leftovers(self.store.database, self.storage))
         await self._sweep_attempts(bin_)
-        await self._sweep_unnamed(bin_)
         await self._delete_older(keys.PREVIEWS, PREVIEWS_KEPT_S, bin_)
         if self.retention_s:
             await self._delete_older(keys.UPLOADS, max(self.retention_s, UPLOADS_KEPT_S), bin_)
 
     async def _delete_bytes(self, jobs: Sequence[Job], bin_: _Bin) -> set[str]:
         """Delete everything of these jobs but what later ones put in its place; returns the families not rid of."""
-        named = {artifact.key for job in jobs for artifact in job.artifacts}
-        kept = await self.store.named_by_others(named, than=[job.id for job in jobs])
+        forgetting = [job.id for job in jobs]
         stuck = set()
         for job in jobs:
-            own = [artifact.key for artifact in job.artifacts if artifact.key not in kept]
+            gone = [
+                await bin_.delete_leftover(Leftover(a.key, job.id, (a.sha256,)), forgetting=forgetting)
+                for a in job.artifacts
+            ]
+            own: list[str] = []
             for folder in (keys.upload_folder(job.id), keys.preview_folder(job.id), f"{keys.ATTEMPTS}/{job.id}"):
                 own += [key async for key, _ in self.storage.list(folder)]
-            if not all([await bin_.delete(key) for key in own]):
+            if not all([*gone, *[await bin_.delete(key) for key in own]]):
                 stuck.add(_family(job))
         return stuck
 
     async def _sweep_attempts(self, bin_: _Bin) -> None:
         """Staged files are wanted only by the running attempt that staged them."""
         jobs: dict[str, Job | None] = {}
-        async for found, key, modified_at in self._job_objects(keys.ATTEMPTS):
-            job_id, rest = found["job"], found["rest"]
+        async for key, modified_at in self.storage.list(keys.ATTEMPTS):
+            found = _STAGED.fullmatch(key)
+            if found is None or _age_s(modified_at) < self.stray_after_s:
+                continue
+            job_id, number = found["job"], found["rest"].partition("/")[0]
             if job_id not in jobs:
                 jobs[job_id] = await self._job(job_id)
             job = jobs[job_id]
-            number = rest.partition("/")[0]
             if job is None:  # of another database that shares the bucket, or of a job that is gone
                 over = _age_s(modified_at) > UPLOADS_KEPT_S
             else:
                 over = job.status.ended or (number.isdecimal() and int(number) < job.attempt)
             if over:
                 await bin_.delete(key)
-
-    async def _sweep_unnamed(self, bin_: _Bin) -> None:
-        """Published files of a job that then ended without them: its worker died between the two."""
-        jobs: dict[str, Job | None] = {}
-        async for found, key, modified_at in self._job_objects(keys.OUTPUTS):
-            if _age_s(modified_at) > 2 * STRAYS_EVERY_S + self.stray_after_s:
-                continue  # seen by an earlier sweep
-            if found["job"] not in jobs:
-                jobs[found["job"]] = await self._job(found["job"])
-            job = jobs[found["job"]]
-            named = job is None or key in {artifact.key for artifact in job.artifacts}
-            if job is not None and job.status.ended and not named and _ended_s(job) > self.stray_after_s:
-                await bin_.delete(key)
-
-    async def _job_objects(self, kind: str) -> AsyncIterator[tuple[re.Match[str], str, datetime]]:
-        async for key, modified_at in self.storage.list(kind):
-            found = _JOB_FOLDER.fullmatch(key)
-            if found is not None and _age_s(modified_at) > self.stray_after_s:
-                yield found, key, modified_at
 
     async def _job(self, job_id: str) -> Job | None:
         with contextlib.suppress(NotFound):
@@ -153,25 +145,53 @@ class Sweeper:
                 await bin_.delete(key)
 
 
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> None:
+    """Do it, or break it off when `stop` is set: a worker that is to go does not wait for a storage."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+
+
 @dataclass
 class _Bin:
     """Deletes one object after another; one that cannot be deleted holds up no other."""
 
     storage: Storage
+    leftovers: Leftovers
     failed_in_a_row: int = 0
 
     async def delete(self, key: str) -> bool:
         """Whether it is gone. Raises its error when several could not be deleted in a row: then none can."""
-        try:
+        async with self._forgiving(key):
             await self.storage.delete(key)
+            return True
+        return False
+
+    async def delete_leftover(self, leftover: Leftover, *, forgetting: Collection[str] = ()) -> bool:
+        """Whether it is seen to: gone, or somebody else's by now. Raises as `delete`."""
+        async with self._forgiving(leftover.key):
+            return await self.leftovers.delete(leftover, forgetting=forgetting)
+        return False
+
+    @contextlib.asynccontextmanager
+    async def _forgiving(self, key: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except StoreUnavailable:
+            raise
         except (MediamillError, OSError) as error:
             self.failed_in_a_row += 1
             if self.failed_in_a_row >= _ENOUGH:
                 raise
             _log.warning("an object cannot be deleted and is tried again by the next sweep: %s: %s", key, error)
-            return False
-        self.failed_in_a_row = 0
-        return True
+        else:
+            self.failed_in_a_row = 0
 
 
 def _family(job: Job) -> str:
@@ -180,10 +200,6 @@ def _family(job: Job) -> str:
 
 def _age_s(moment: datetime) -> float:
     return (datetime.now(UTC) - moment) / timedelta(seconds=1)
-
-
-def _ended_s(job: Job) -> float:
-    return 0.0 if job.finished_at is None else _age_s(job.finished_at)
 
 
 @contextlib.contextmanager

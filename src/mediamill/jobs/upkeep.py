@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from uuid import UUID
@@ -11,7 +10,7 @@ from mediamill.jobs import queue
 from mediamill.jobs.claim import queued_too_long
 from mediamill.jobs.database import Connection, Database, Record
 from mediamill.jobs.ending import CANCELLED, LIVE, SQL, Ending, end, failed, jobs_of, log_end
-from mediamill.jobs.rows import Rules, WorkerSeen
+from mediamill.jobs.rows import Rules
 from mediamill.model import Job, Status
 
 _log = logging.getLogger(__name__)
@@ -104,10 +103,3 @@ async def forget(database: Database, job_ids: Sequence[UUID]) -> int:
     async with database.connection() as connection:
         said = await connection.execute(SQL["forget"], list(job_ids))
     return int(said.rsplit(" ", 1)[-1])
-
-
-async def workers(database: Database, *, within_s: float) -> list[WorkerSeen]:
-    """See `JobStore.workers`."""
-    async with database.connection() as connection:
-        rows = await connection.fetch(SQL["get_workers"], within_s)
-    return [WorkerSeen(**{**row, "facts": json.loads(row["facts"])}) for row in rows]

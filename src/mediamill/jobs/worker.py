@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,6 +20,7 @@ from mediamill.inputs import UrlGuard
 from mediamill.jobs.carry import PAUSES_S, Carry, Interrupt, SlotProvider, Tools
 from mediamill.jobs.events import Wake
 from mediamill.jobs.files import opened_files
+from mediamill.jobs.fleet import ANNOUNCE_EVERY_S, host_of, name_of
 from mediamill.jobs.store import JobStore, Rules, Taken
 from mediamill.jobs.sweep import Sweeper, scratch_folder
 from mediamill.jobs.webhooks import Webhooks, signers
@@ -32,7 +30,6 @@ from mediamill.providers import local
 
 _log = logging.getLogger(__name__)
 
-ANNOUNCE_EVERY_S = 3.0
 CHORE_PAUSE_S = 10.0
 LEAVING_S = 2.0
 """How long a worker that was told to go at once tries to write that."""
@@ -67,7 +64,7 @@ class Worker:
 
     def __init__(self, deps: WorkerDeps, *, pool: str, slots: int) -> None:
         """`pool`: "cpu", "gpu", "gpu:1" (the second device; it takes the jobs of "gpu"), "remote"."""
-        self.name = f"{socket.gethostname()}.{os.getpid()}.{pool.replace(':', '')}.{secrets.token_hex(3)}"
+        self.name = name_of(pool)
         self._deps = deps
         self._pool = pool
         self._pools = (pool.partition(":")[0],)
@@ -207,11 +204,6 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANNOUNCE_EVERY_S):
                     await self._stop.wait()
-
-
-def host_of(settings: Settings) -> str:
-    """Equal for processes that share this machine's name and data folder; others are other hosts."""
-    return f"{socket.gethostname()}:{settings.data_dir.resolve()}"
 
 
 def _best(free: Sequence[_Slot], taken: Taken) -> _Slot:

@@ -14,7 +14,7 @@ from mediamill import catalog
 from mediamill.api.app import serve_api
 from mediamill.config import Settings
 from mediamill.jobs.worker import run_worker
-from mediamill.serve import fleet, pools
+from mediamill.serve import pools
 
 
 def api(settings: Settings, *, fd: int | None = None) -> None:
@@ -37,7 +37,6 @@ def _run(settings: Settings, work: Callable[[asyncio.Event], Coroutine[Any, Any,
 
     async def main() -> None:
         catalog.check_fakes(settings.fake_engines)
-        await fleet.check_storage(settings)
         stop = asyncio.Event()
         task = asyncio.ensure_future(work(stop))
 

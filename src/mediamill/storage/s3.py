@@ -27,7 +27,7 @@ from mediamill.storage import checked_key, folder_prefix
 if TYPE_CHECKING:
     # These exist for type checkers only.
     from obstore import GetOptions, GetResult
-    from obstore.store import S3Credential
+    from obstore.store import ClientConfig, S3Credential
 
 _PART_BYTES = 8 * 1024**2
 _MOST_PARTS = 9_000
@@ -37,6 +37,12 @@ _COPY_LIMIT_BYTES = 5 * 1024**3
 """Above this one copy request is refused by S3."""
 _LONGEST_SIGNED_S = 7 * 24 * 3600
 _CHECK_WITHIN_S = 30.0
+_CONNECT_WITHIN = timedelta(seconds=5)
+_WITHIN = timedelta(seconds=120)
+"""One request with its answer: 8 MiB are sent or read in this time by the slowest line that is served.
+
+The client would count the time of sending as silence, so requests that send have this limit alone.
+"""
 
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
@@ -99,13 +105,16 @@ def bucket_of(settings: Settings) -> Bucket:
 class S3Storage:
     """Storage in one bucket. A put is visible as a whole or not at all; sha256 travels as object metadata."""
 
-    def __init__(self, bucket: Bucket, *, retries: int = 4, retry_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, bucket: Bucket, *, retries: int = 4, retry_timeout_s: float = 60.0, silence_s: float = 15.0
+    ) -> None:
         """Nothing is sent yet; `check` tells whether it works.
 
         Args:
             bucket: Where.
             retries: After the first try of each request, on connection errors, 429 and 5xx.
             retry_timeout_s: No further retry starts after this time.
+            silence_s: A request that sends nothing (read, look, list, delete) fails when no byte comes for so long.
         """
         self.bucket = bucket
         credential: S3Credential = {
@@ -114,31 +123,37 @@ class S3Storage:
             "token": None,
             "expires_at": None,
         }
-        self._store = S3Store(
-            bucket.name,
-            endpoint=bucket.endpoint,
-            region=bucket.region,
-            virtual_hosted_style_request=False,
-            # A provider, and signing said aloud: AWS_* variables of the environment are not ours to obey.
-            credential_provider=lambda: credential,
-            skip_signature=False,
-            client_options={"allow_http": True, "connect_timeout": "5s", "timeout": "120s"},
-            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_timeout_s)},
-        )
+
+        def client(options: ClientConfig) -> S3Store:
+            return S3Store(
+                bucket.name,
+                endpoint=bucket.endpoint,
+                region=bucket.region,
+                virtual_hosted_style_request=False,
+                # A provider, and signing said aloud: AWS_* variables of the environment are not ours to obey.
+                credential_provider=lambda: credential,
+                skip_signature=False,
+                client_options={"allow_http": True, **options},
+                retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_timeout_s)},
+            )
+
+        limits: ClientConfig = {"connect_timeout": _CONNECT_WITHIN, "timeout": _WITHIN}
+        self._sending = client(limits)
+        self._asking = client({**limits, "read_timeout": timedelta(seconds=silence_s)})
 
     async def put(self, key: str, source: Path, *, media_type: str) -> StoredObject:
         """Upload the whole file, in parts when large; its size is read back from the store."""
         size_bytes, sha256 = await asyncio.to_thread(_measured, source)
         with self._mapped("write"):
             await obstore.put_async(
-                self._store,
+                self._sending,
                 checked_key(key),
                 source,
                 attributes={"Content-Type": media_type, "sha256": sha256},
                 chunk_size=_part_bytes(size_bytes),
                 max_concurrency=4,
             )
-            written = (await obstore.head_async(self._store, key))["size"]
+            written = (await obstore.head_async(self._asking, key))["size"]
         if written != size_bytes:
             raise StorageUnavailable(f"{self._place} holds {written} bytes of {key!r}; {size_bytes} were sent.")
         return StoredObject(key, size_bytes, sha256, media_type)
@@ -146,13 +161,13 @@ class S3Storage:
     async def copy(self, source_key: str, key: str) -> None:
         """Copy inside the store with media type and sha256. Raises NotFound without a source."""
         with self._mapped("write", checked_key(source_key)):
-            meta = await obstore.head_async(self._store, source_key)
+            meta = await obstore.head_async(self._asking, source_key)
             if meta["size"] <= _COPY_LIMIT_BYTES:
-                await obstore.copy_async(self._store, source_key, checked_key(key))
+                await obstore.copy_async(self._sending, source_key, checked_key(key))
                 return
             source = await self.stat(source_key)
             await obstore.put_async(
-                self._store,
+                self._sending,
                 checked_key(key),
                 self.open(source_key),
                 attributes={"Content-Type": source.media_type, "sha256": source.sha256},
@@ -163,7 +178,7 @@ class S3Storage:
     async def stat(self, key: str) -> StoredObject:
         """Size, media type and sha256 ("" for an object that something else wrote). Raises NotFound."""
         with self._mapped("read", checked_key(key)):
-            found = await obstore.get_async(self._store, key, options={"head": True})
+            found = await obstore.get_async(self._asking, key, options={"head": True})
         attributes = found.attributes
         media_type = attributes.get("Content-Type", "application/octet-stream")
         return StoredObject(key, found.meta["size"], attributes.get("sha256", ""), media_type)
@@ -174,7 +189,7 @@ class S3Storage:
         Read in windows, each its own request with its own retries, all of the same version of the object.
         """
         with self._mapped("read", checked_key(key)):
-            meta = await obstore.head_async(self._store, key) if end is not None and end <= start else None
+            meta = await obstore.head_async(self._asking, key) if end is not None and end <= start else None
         options: GetOptions = {}
         at, stop = start, end if meta is None else start
         while stop is None or at < stop:
@@ -193,7 +208,7 @@ class S3Storage:
     async def _window(self, key: str, options: GetOptions) -> GetResult | None:
         """One ranged read; None when the range begins at or behind the object's end."""
         try:
-            return await obstore.get_async(self._store, key, options=options)
+            return await obstore.get_async(self._asking, key, options=options)
         except GenericError as error:
             if _http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return None
@@ -202,12 +217,12 @@ class S3Storage:
     async def delete(self, key: str) -> None:
         """Delete; a missing key is no error."""
         with contextlib.suppress(NotFound), self._mapped("delete", checked_key(key)):
-            await obstore.delete_async(self._store, key)
+            await obstore.delete_async(self._asking, key)
 
     async def list(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
         """Keys below a folder with their last modification, in key order."""
         with self._mapped("list"):
-            async for page in obstore.list(self._store, folder_prefix(prefix) or None):
+            async for page in obstore.list(self._asking, folder_prefix(prefix) or None):
                 for meta in page:
                     yield meta["path"], meta["last_modified"]
 
@@ -217,7 +232,7 @@ class S3Storage:
             return f"{self.bucket.public_url}/{quote(checked_key(key))}"
         expires_in = timedelta(seconds=self.bucket.signed_s)
         with self._mapped("sign"):
-            return await obstore.sign_async(self._store, "GET", checked_key(key), expires_in)
+            return await obstore.sign_async(self._asking, "GET", checked_key(key), expires_in)
 
     def key_of(self, url: str) -> str | None:
         """The key when `url` is one of this bucket's: public, path style or host style, presigned or not."""
@@ -235,7 +250,7 @@ class S3Storage:
         try:
             async with asyncio.timeout(_CHECK_WITHIN_S):
                 with self._mapped("write"):
-                    await obstore.put_async(self._store, key, b"mediamill")
+                    await obstore.put_async(self._sending, key, b"mediamill")
                 content = b"".join([chunk async for chunk in self.open(key)])
                 await self.delete(key)
         except TimeoutError as error:

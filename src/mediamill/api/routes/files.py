@@ -17,6 +17,7 @@ from mediamill.api import openapi
 from mediamill.api.auth import ANONYMOUS
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey
 from mediamill.api.errors import ContractRouter
+from mediamill.api.replies import replay_mark
 from mediamill.api.submit import check_room
 from mediamill.api.uploads import received_form, store_upload
 from mediamill.contracts import native
@@ -63,8 +64,7 @@ async def upload(request: Request, deps: DepsDep, caller: CallerDep, key: Idempo
         if received is None:
             raise InvalidRequest("file: is required", details=[Detail("file", "is required")])
         stored, replayed = await store_upload(deps, caller, received, key)
-    headers = {"Idempotency-Replayed": "true"} if replayed else {}
-    return JSONResponse(await _described(deps, stored), 201, headers=headers)
+    return JSONResponse(await _described(deps, stored), 201, headers=replay_mark(replayed))
 
 
 async def _described(deps: Deps, stored: StoredObject) -> dict[str, Any]:

@@ -15,20 +15,9 @@ from mediamill.api import edge, openapi, samples
 from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import (
-    MAX_WAIT_S,
-    Wish,
-    accepted,
-    cancel_and_wait,
-    check_quota,
-    objections,
-    prepare,
-    several,
-    submit,
-    unstage,
-    urls_of,
-    wait_for,
-)
+from mediamill.api.replies import accepted, replay_mark, urls_of
+from mediamill.api.submit import Wish, check_quota, objections, prepare, several, submit, unstage
+from mediamill.api.waiting import MAX_WAIT_S, cancel_and_wait, wait_for
 from mediamill.contracts import generation
 from mediamill.errors import InputError, InvalidRequest, MediamillError, NotImplementedYet, TooLarge
 from mediamill.inputs.references import check_url
@@ -138,7 +127,7 @@ async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: Idem
 
 
 def _bulk_accepted(batch_id: str, jobs: Sequence[Job], asked: generation.AskedBulk, *, replayed: bool) -> JSONResponse:
-    headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | ({"Idempotency-Replayed": "true"} if replayed else {})
+    headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | replay_mark(replayed)
     return JSONResponse(generation.bulk_accepted(batch_id, jobs, warnings=asked.warnings), 202, headers=headers)
 
 

@@ -17,7 +17,9 @@ from mediamill import catalog
 from mediamill.api import edge, openapi
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import MAX_WAIT_S, Wish, accepted, as_created, submit, urls_of, wait_for
+from mediamill.api.replies import accepted, as_created, urls_of
+from mediamill.api.submit import Wish, submit
+from mediamill.api.waiting import MAX_WAIT_S, wait_for
 from mediamill.catalog import Entry
 from mediamill.contracts import native
 from mediamill.errors import Detail, InvalidRequest, NotFound

@@ -12,7 +12,9 @@ from mediamill import catalog
 from mediamill.api import openapi, samples
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, accepted, error_of, objections, several, submit, urls_of, wait_or_timeout
+from mediamill.api.replies import accepted, replay_mark, urls_of
+from mediamill.api.submit import Wish, objections, several, submit
+from mediamill.api.waiting import error_of, wait_or_timeout
 from mediamill.contracts import text_to_video as contract
 from mediamill.errors import InvalidRequest
 from mediamill.model import Job, Status
@@ -62,9 +64,8 @@ async def generate(
     ended = await wait_or_timeout(deps, job, contract.LIMIT_S, request=request)
     if ended.status is not Status.SUCCEEDED:
         raise error_of(ended)
-    headers = {"Idempotency-Replayed": "true"} if replayed else {}
     video = await _video(deps, ended, response_format=asked.response_format)
-    return JSONResponse(contract.body(ended, video), headers=headers)
+    return JSONResponse(contract.body(ended, video), headers=replay_mark(replayed))
 
 
 async def _video(deps: Deps, job: Job, *, response_format: str) -> str:

@@ -15,7 +15,8 @@ from mediamill.api import openapi
 from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, RespondAsync, json_object
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, blocking, check_room, submit
+from mediamill.api.replies import blocking
+from mediamill.api.submit import Wish, check_room, submit
 from mediamill.api.uploads import received_form, store_upload
 from mediamill.catalog.transcribe import REPOS, TranscribeRequest
 from mediamill.config import Settings

@@ -12,7 +12,9 @@ from mediamill import catalog, plugins
 from mediamill.api import edge, openapi
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
-from mediamill.api.submit import Wish, blocking, cancel_and_wait, submit, urls_of
+from mediamill.api.replies import blocking, urls_of
+from mediamill.api.submit import Wish, submit
+from mediamill.api.waiting import cancel_and_wait
 from mediamill.contracts import native
 from mediamill.contracts import video_processing as video
 from mediamill.model import Job, Json, Status
