@@ -96,7 +96,7 @@ def _of_avif(path: Path) -> Colour | None:
     """The `colr` property of the picture itself, not of its transparency or gain map."""
     try:
         with opened(path, "mov") as container:
-            context: Any = container.streams.video[0].codec_context
-            return Colour(int(context.color_primaries), int(context.color_trc))
-    except (UnsupportedMedia, IndexError, AttributeError):
-        return None
+            context: Any = next((s.codec_context for s in container.streams.video), None)
+            return None if context is None else Colour(int(context.color_primaries), int(context.color_trc))
+    except UnsupportedMedia:
+        return None  # a grid of more tiles than streams are allowed
