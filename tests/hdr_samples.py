@@ -6,6 +6,7 @@ ones under test.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -74,6 +75,23 @@ def hdr_video(path: Path, codes: Light, transfer: str, *, frames: int = 4, x265:
             frame.color_trc = 16 if transfer == "pq" else 18
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    return path
+
+
+def as_phones_write(path: Path) -> Path:
+    """Put into an MP4 of ours what a phone's has: Dolby Vision profile 8.4, and the light of the room (`amve`)."""
+    profile, level, layers = 8, 5, 0b101
+    vision = struct.pack(">I4sBBHB19x", 32, b"dvvC", 1, 0, profile << 9 | level << 3 | layers, 4 << 4)
+    room = struct.pack(">I4sIHH", 16, b"amve", 3_140_000, 15_635, 16_450)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"hev1", content.index(b"stsd")) - 4
+    (entry_bytes,) = struct.unpack_from(">I", content, entry)
+    parents = [content.index(name) - 4 for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")]
+    content[entry + entry_bytes : entry + entry_bytes] = vision + room
+    for at in (*parents, entry):
+        (box_bytes,) = struct.unpack_from(">I", content, at)
+        struct.pack_into(">I", content, at, box_bytes + len(vision + room))
+    path.write_bytes(content)
     return path
 
 

@@ -2,13 +2,23 @@
 
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
 from mediamill.media import bt709, burn, captions, mux
 from mediamill.media.burn import Tool
 from mediamill.media.probe import ColourTags, VideoTrack, inspect, probe
-from tests.hdr_samples import ENCODERS, WHITE_NITS, delta_e, hdr_video, hue_deg, light_of_sdr, patches_of
+from tests.hdr_samples import (
+    ENCODERS,
+    WHITE_NITS,
+    as_phones_write,
+    delta_e,
+    hdr_video,
+    hue_deg,
+    light_of_sdr,
+    patches_of,
+)
 from tests.media_samples import packets_of, sine, wav
 
 _TOOL = Tool(encoder="libx264")
@@ -26,6 +36,7 @@ _SDR = np.array(
 )
 _WITHIN = (0.8, 0.8, 1.5, 1.5, 2.0, 2.0, 2.0, 2.0)
 """Most CIE94 that each may be away: 8 bits, 4:2:0 and x264 take their part; neutral and skin are what eyes judge by."""
+_MASTERED = ":master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(40000000,50)"
 _HIGHLIGHTS = np.array([[WHITE_NITS] * 3, [400.0] * 3, [1000.0] * 3])
 
 
@@ -73,7 +84,7 @@ def test_bright_colours_keep_their_hue_and_are_not_cut_off(tmp_path):
     ("x265", "peak_nits"),
     [
         (":max-cll=600,200", 600),
-        (":master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(40000000,50)", 4000),
+        (_MASTERED, 4000),
         ("", 0),
     ],
 )
@@ -83,6 +94,18 @@ def test_the_brightest_light_that_a_file_tells_of_is_what_becomes_white(tmp_path
     assert inspect(clip).video[0].colour.peak_nits == peak_nits
     bright = patches_of(burned(clip, tmp_path / "job"), 2, picture=3)[0]
     assert np.all(bright > 252) == (peak_nits == 600), bright
+
+
+@pytest.mark.parametrize(("transfer", "x265"), [("pq", f":max-cll=1000,400{_MASTERED}"), ("hlg", "")])
+def test_what_was_said_about_hdr_is_not_said_of_sdr(tmp_path, transfer, x265):
+    light = light_of_sdr(_SDR)
+    clip = as_phones_write(hdr_video(tmp_path / "in.mp4", ENCODERS[transfer][0](light), transfer, x265=x265))
+    out = burned(clip, tmp_path / "job")
+    with av.open(str(out)) as container:
+        kinds = {data.type.name for data in next(container.decode(video=0)).side_data}
+    assert kinds <= {"SEI_UNREGISTERED"}
+    assert not [box for box in (b"mdcv", b"clli", b"amve", b"dvvC") if box in out.read_bytes()]
+    assert np.all(delta_e(_SDR, patches_of(out, len(_SDR), 3)) <= _WITHIN)
 
 
 def test_hdr_that_gets_sound_is_tone_mapped_too(tmp_path):
