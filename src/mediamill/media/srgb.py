@@ -39,7 +39,7 @@ def converted(picture: Image.Image, colour: Colour | bytes | None) -> Image.Imag
 def stated(path: Path, picture: Any) -> Colour | bytes | None:
     """What an opened picture file says its colours are; None: nothing, which is sRGB.
 
-    Code points go before a profile in PNG (W3C PNG, third edition, 4.3) and after one in AVIF (ISO/IEC 23000-22). An
+    Code points go before a profile in PNG (W3C PNG, third edition) and after one in AVIF. An
     HDR profile says by code points too what it can not say by curves.
     """
     profile: bytes | None = picture.info.get("icc_profile")
@@ -80,7 +80,7 @@ def _of_png(path: Path) -> Colour | None:
 
 
 def _of_profile(profile: bytes) -> Colour | None:
-    """The `cicp` tag of an ICC profile (ICC.1:2022, 9.2.17)."""
+    """The `cicp` tag of an ICC profile (ICC.1:2022)."""
     try:
         (count,) = struct.unpack_from(">I", profile, 128)
         for n in range(min(count, 100)):
