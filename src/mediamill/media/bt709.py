@@ -19,7 +19,7 @@ _NO_LONGER_TRUE = ",".join(
     for kind in ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "26")
 )
 """What is told of HDR beside its pictures; encoders pass it on, and players would believe it. The last one is the light
-of the room (phones write it), by number because an older FFmpeg refuses the name and not the number."""
+of the room (phones write it), by number, so that an older FFmpeg need not know its name."""
 
 
 def filters(track: VideoTrack, folder: Path, *drawn: str) -> str:
@@ -65,7 +65,7 @@ def _matrix(colour: ColourTags, height_px: int) -> str:
     if colour.matrix in _MATRIX_NAMES:
         return _MATRIX_NAMES[colour.matrix]
     if colour.matrix == _UNSPECIFIED and colour.meaning.is_hdr:
-        return "bt2020"  # ITU-R BT.2100 has no other
+        return "bt2020"  # the usual one of ITU-R BT.2100
     if colour.matrix == _UNSPECIFIED and height_px < _HD_LINES:
         return "smpte170m"
     return "bt709"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -125,7 +125,6 @@ def rolled_off(light: Values, peak: float) -> Values:
     return np.where(light <= _KNEE, light, _KNEE + np.log1p(steepness * over) / steepness)
 
 
-@cache
 def _steepness(peak: float) -> float:
     """The `a` for which log(1 + a * x) / a, which leaves the knee with slope 1, reaches 1 at the peak; by bisection."""
     low, high = 1e-9, 1e6
@@ -168,7 +167,7 @@ _ENCODERS: dict[Display, Callable[[Values], Values]] = {
 }
 
 
-@cache
+@lru_cache(maxsize=4)
 def table(colour: Colour, display: Display, size: int = TABLE_SIZE) -> npt.NDArray[np.float32]:
     """`to_sdr` on a grid, (size ** 3, 3): red changes fastest, then green."""
     steps = np.linspace(0.0, 1.0, size)
