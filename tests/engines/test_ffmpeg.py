@@ -14,6 +14,7 @@ from mediamill.errors import Cancelled, EngineFailed, InputUnreachable, InvalidR
 from mediamill.media.encoders import works
 from mediamill.media.probe import inspect, probe
 from mediamill.model import EngineContext, InputFile, JobError, OutputData, OutputFile, Phase, Progress, Work
+from tests.hdr_samples import hdr_video, hlg, light_of_sdr, patches_of
 from tests.media_samples import (
     BLUE,
     GREEN,
@@ -270,6 +271,36 @@ def test_sound_is_added_and_both_lengths_are_told(tmp_path, clip):
         "audio_copied": False,
         "warnings": [],
     }
+
+
+@pytest.fixture
+def hdr_clip(tmp_path):
+    light = light_of_sdr(np.array([(104, 104, 104), (205, 164, 140)]))
+    return hdr_video(tmp_path / "hdr.mp4", hlg(light), "hlg", frames=24)
+
+
+@pytest.mark.parametrize(
+    ("model", "second", "params", "warned"),
+    [
+        ("caption", "url_srt", {"mode": "burn"}, True),
+        ("caption", "url_srt", {"mode": "soft"}, False),
+        ("addaudio", "url_audio", {}, True),
+    ],
+)
+def test_hdr_is_tone_mapped_and_that_is_said_where_pictures_are_encoded(
+    tmp_path, hdr_clip, model, second, params, warned
+):
+    files = {"url_srt": srt(tmp_path), "url_audio": wav(tmp_path / "t.wav", sine(1.0))}
+    events = perform(
+        tmp_path, model, {"url_video": "x", second: "y", **params}, {"url_video": hdr_clip, second: files[second]}
+    )
+    (made,) = files_of(events).values()
+    sentence = "url_video: HDR (HLG) was tone-mapped to SDR (BT.709)."
+    assert (sentence in output_of(events)["warnings"]) == warned
+    assert probe(made).hdr == (None if warned else "hlg")
+    assert (packets_of(made, "video") == packets_of(hdr_clip, "video")) != warned
+    if warned:
+        assert patches_of(made, 2, 12) == pytest.approx(np.array([(104,) * 3, (205, 164, 140)]), abs=3)
 
 
 def _broken(tmp_path, clip):

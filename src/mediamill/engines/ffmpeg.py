@@ -219,6 +219,7 @@ def _caption(work: Work, ctx: EngineContext) -> Iterator[Event]:
             yield from _relayed(burn.soft(path, source, subtitles, out, tool=tool), source.video[0].duration_s)
     else:
         quality = params.get("quality", "balanced")
+        warnings += _tone_mapped(source)
         with _field("url_srt"):
             steps = burn.burn(path, source, subtitles, out, tool=tool, quality=quality, style=style)
             yield from _relayed(steps, source.video[0].duration_s)
@@ -237,7 +238,7 @@ def _caption(work: Work, ctx: EngineContext) -> Iterator[Event]:
 
 def _caption_warnings(subtitles: Captions, source: Container) -> list[str]:
     if not subtitles.cues:
-        return ["url_srt: there are no subtitles in it; the video's pictures are unchanged."]
+        return ["url_srt: there are no subtitles in it; nothing was drawn."]
     length_s = source.video[0].duration_s
     late = sum(cue.start_s >= length_s for cue in subtitles.cues)
     return [f"url_srt: {late} subtitles begin after the end of the video ({length_s:.2f} s)."] if late else []
@@ -265,7 +266,7 @@ def _add_audio(work: Work, ctx: EngineContext) -> Iterator[Event]:
             raise UnsupportedMedia("the file has no audio stream.")
     out = ctx.scratch / "with_audio.mp4"
     expected_s = min(video[1].video[0].duration_s, sounds.audio[0].duration_s)
-    warnings: list[str] = []
+    warnings = [] if mux.copies_video(video[1]) else _tone_mapped(video[1])
     steps = mux.add_audio(video, (sound.path, sounds), out, tool=tool_of(ctx, warnings))
     made = yield from _relayed(steps, expected_s)
     yield OutputFile(str(work.params.get("output_filename") or "with_audio.mp4"), out, _VIDEO_TYPE)
@@ -319,6 +320,12 @@ def _video_input(work: Work, name: str) -> tuple[Path, Container]:
                 f"{MAX_VIDEO_S:.0f} s are accepted."
             )
     return path, source
+
+
+def _tone_mapped(source: Container) -> list[str]:
+    """What to say of a video whose pictures are encoded again."""
+    hdr = source.video[0].hdr
+    return [f"url_video: HDR ({hdr.upper()}) was tone-mapped to SDR (BT.709)."] if hdr else []
 
 
 @contextmanager

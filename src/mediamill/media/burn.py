@@ -9,26 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mediamill.errors import EngineFailed, UnsupportedMedia
-from mediamill.media import captions, ffmpeg, fonts
+from mediamill.media import bt709, captions, ffmpeg, fonts
 from mediamill.media.captions import Captions
 from mediamill.media.encoders import EncoderChoice, Quality, choose, software, stood_in
 from mediamill.media.ffmpeg import Limits
 from mediamill.media.karaoke import SubtitleStyle
-from mediamill.media.probe import ColourTags, Container, VideoTrack
+from mediamill.media.probe import Container
 
 AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
 """Sound that players expect in MP4: copied; anything else becomes AAC."""
 VIDEO_IN_MP4 = frozenset({"h264", "hevc", "av1", "mpeg4", "vp9"})
 _AAC = ("-c:a", "aac", "-b:a", "192k")
 _UNDRAWN = "failed to find any fallback"
-_UNSPECIFIED = 2
-_HD_LINES = 720
 _FONTS_CONF = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><dir prefix="cwd">fonts</dir><cachedir prefix="cwd">cache</cachedir></fontconfig>
 """
-_BT709_TAGS = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
-_MATRIX_NAMES = {4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def burn(
     _lay_out_fonts(folder, {face.path for face in faces.values()})
     (folder / "captions.ass").write_text(captions.with_fonts(ass, faces), "utf-8")
     drawn = "subtitles=f=captions.ass:fontsdir=fonts" if subtitles.cues else ""
-    filters = ",".join(part for part in (to_bt709(track), drawn, _BT709_TAGS) if part)
+    filters = bt709.filters(track, folder, drawn)
     args = [*ffmpeg.input_args(video, source.sniffed), "-map", "0:v:0", *_sound_args(source), "-vf", filters]
     messages = yield from encode(args, out, source, tool=tool, choice=choose(tool.encoder, quality=quality))
     if _UNDRAWN in messages:
@@ -135,37 +131,6 @@ def _sound_args(source: Container) -> list[str]:
         return []
     copied = source.audio[0].codec in AUDIO_IN_MP4
     return ["-map", f"0:{source.audio[0].index}", *(("-c:a", "copy") if copied else _AAC)]
-
-
-def to_bt709(track: VideoTrack) -> str:
-    """Filters that make the picture 8-bit 4:2:0, bt709, limited range, with even sides; "" when it is all that.
-
-    Untagged video is what players take it for: bt709 from 720 lines up, else the matrix of standard definition.
-    """
-    colour = track.colour
-    matrix = _matrix(colour, track.height_px)
-    full = colour.range == 2 or track.pixel_format.startswith("yuvj")  # noqa: PLR2004 - H.273 full range
-    even = track.width_px % 2 == 0 and track.height_px % 2 == 0
-    parts = [] if even else ["crop=trunc(iw/2)*2:trunc(ih/2)*2:0:0:exact=1"]
-    if not track.square_pixels:
-        parts.append("scale=trunc(iw*sar/2)*2:ih,setsar=1")
-    if matrix != "bt709" or full or track.pixel_format != "yuv420p":
-        range_in = "pc" if full else "tv"
-        source = (
-            ""
-            if track.pixel_format.startswith(("rgb", "bgr", "gbr"))
-            else f"in_color_matrix={matrix}:in_range={range_in}:"
-        )
-        parts.append(f"scale={source}out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,format=yuv420p")
-    return ",".join(parts)
-
-
-def _matrix(colour: ColourTags, height_px: int) -> str:
-    if colour.matrix in _MATRIX_NAMES:
-        return _MATRIX_NAMES[colour.matrix]
-    if colour.matrix == _UNSPECIFIED and height_px < _HD_LINES:
-        return "smpte170m"
-    return "bt709"
 
 
 def limits_for(source: Container, *, hardware: bool = False) -> Limits:

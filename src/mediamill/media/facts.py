@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Hdr = Literal["pq", "hlg"]
+"""Which of the two transfers of ITU-R BT.2100 a video has."""
 
 
 @dataclass(frozen=True)
@@ -17,3 +21,5 @@ class MediaFacts:
     video_codec: str | None = None
     audio_codec: str | None = None
     has_audio: bool = False
+    hdr: Hdr | None = None
+    """None: SDR, or no video."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image
 
 from mediamill.errors import OutOfMemory, UnsupportedMedia
+from mediamill.media import srgb
 from mediamill.media.probe import check_picture_size, reason_of
 from mediamill.media.sniff import sniff
 
@@ -30,7 +30,6 @@ _UPRIGHT = {
 """EXIF orientation to the turn that undoes it; 5 to 8 swap the sides."""
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _MAX_16_BIT = 65535
-_SRGB = ImageCms.createProfile("sRGB")
 
 
 def cover_box(width: int, height: int, *, aspect: float) -> tuple[float, float, float, float]:
@@ -56,16 +55,16 @@ def cover(path: Path, width_px: int, height_px: int) -> Pixels:
     check_picture_size(path)
     try:
         with Image.open(path) as picture:
-            return np.asarray(_fitted(picture, width_px, height_px), dtype=np.uint8)
+            return np.asarray(_fitted(path, picture, width_px, height_px), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UnsupportedMedia(f"The picture is damaged: {reason_of(error)}.") from error
     except MemoryError as error:
         raise OutOfMemory("There was not enough memory to decode the picture; send a smaller one.") from error
 
 
-def _fitted(picture: Any, width_px: int, height_px: int) -> Image.Image:
+def _fitted(path: Path, picture: Any, width_px: int, height_px: int) -> Image.Image:
     orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    profile = picture.info.get("icc_profile")
+    colour = srgb.stated(path, picture)
     if orientation in _SIDEWAYS:
         width_px, height_px = height_px, width_px
     scale = max(width_px / picture.width, height_px / picture.height)
@@ -77,7 +76,7 @@ def _fitted(picture: Any, width_px: int, height_px: int) -> Image.Image:
         plain = plain.resize((width_px, height_px), Image.Resampling.LANCZOS, box=box)
     if orientation in _UPRIGHT:
         plain = plain.transpose(_UPRIGHT[orientation])
-    return _over_black(_to_srgb(plain, profile))
+    return _over_black(srgb.converted(plain, colour))
 
 
 def _plain_mode(picture: Any) -> Image.Image:
@@ -101,19 +100,6 @@ def _to_8_bit(values: npt.NDArray[Any]) -> Pixels:
     else:
         scaled = np.clip(values, 0, _MAX_16_BIT) / (_MAX_16_BIT / 255) + 0.5
     return np.asarray(scaled, dtype=np.uint8)
-
-
-def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """Through the embedded colour profile where there is a usable one; phones write Display P3, printers CMYK."""
-    if profile and picture.mode in {"RGB", "CMYK", "L"}:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                converted = ImageCms.profileToProfile(picture, source, _SRGB, outputMode="RGB")
-                return converted if converted is not None else picture.convert("RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            return picture.convert("RGB")  # a broken profile is no reason to refuse the picture
-    return picture if picture.mode == "RGBA" else picture.convert("RGB")
 
 
 def _over_black(picture: Image.Image) -> Image.Image:

@@ -17,14 +17,14 @@ import av.error
 
 from mediamill.errors import Cancelled, EngineFailed, UnsupportedMedia
 from mediamill.media import audio as sound
-from mediamill.media.burn import Tool, encode, to_bt709
+from mediamill.media import bt709
+from mediamill.media.burn import Tool, encode
 from mediamill.media.encoders import choose
 from mediamill.media.ffmpeg import input_args
 from mediamill.media.probe import AudioTrack, Container, VideoTrack, inspect, opened, reason_of
 
 _COPIED_FROM = frozenset({"mov", "matroska", "flv"})
 """Demuxers that give H.264 and AAC the way MP4 wants them, with true timestamps."""
-_BT709_TAGS = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _MP4_OPTIONS = {"movflags": "+faststart", "movie_timescale": "90000", "use_editlist": "1"}
 _SAME_INSTANT_S = 0.0005
 _TOLERANCE_S = 0.05
@@ -85,7 +85,7 @@ def add_audio(
 def _encoded(path: Path, source: Container, out: Path, duration_s: float, tool: Tool) -> Generator[float, None, Path]:
     """The pictures as H.264 in bt709, no longer than needed."""
     track = source.video[0]
-    filters = ",".join(part for part in (to_bt709(track), _BT709_TAGS) if part)
+    filters = bt709.filters(track, out.parent)
     args = [*input_args(path, source.sniffed), "-map", f"0:{track.index}", "-vf", filters, "-t", f"{duration_s:.6f}"]
     yield from encode(args, out, source, tool=tool, choice=choose(tool.encoder))
     return out

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import av.error
 from PIL import Image, UnidentifiedImageError
 
 from mediamill.errors import TooLarge, UnsupportedMedia
-from mediamill.media.facts import MediaFacts
+from mediamill.media import tone
+from mediamill.media.facts import Hdr, MediaFacts
 from mediamill.media.sniff import DEMUXERS, Sniffed, sniff
 
 MAX_PIXELS = 50_000_000
@@ -33,12 +35,21 @@ _HEADER_DURATIONS = frozenset({"mov", "wav", "avi", "aiff", "flac", "ogg", "mp3"
 
 @dataclass(frozen=True)
 class ColourTags:
-    """ITU-T H.273 numbers as FFmpeg gives them: bt709 is 1, 2 is unspecified; `range`: 1 limited, 2 full, 0 unset."""
+    """ITU-T H.273 numbers as FFmpeg gives them: bt709 is 1, 2 is unspecified; `range`: 1 limited, 2 full, 0 unset.
+
+    `peak_nits` is the brightest light that the file says it has, or was made on; 0: it says nothing.
+    """
 
     matrix: int
     primaries: int
     transfer: int
     range: int
+    peak_nits: float = 0.0
+
+    @property
+    def meaning(self) -> tone.Colour:
+        """What its red, green and blue stand for."""
+        return tone.Colour(self.primaries, self.transfer, self.peak_nits)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,11 @@ class VideoTrack:
     colour: ColourTags
     start_s: float = 0.0
     square_pixels: bool = True
+
+    @property
+    def hdr(self) -> Hdr | None:
+        """Which HDR it is, if it is."""
+        return tone.HDR_NAMES.get(self.colour.transfer)
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,7 @@ class Container:
             video_codec=video.codec if video else None,
             audio_codec=audio.codec if audio else None,
             has_audio=audio is not None,
+            hdr=video.hdr if video else None,
         )
 
 
@@ -262,22 +279,36 @@ def _first_picture(path: Path, sniffed: Sniffed, track: VideoTrack) -> VideoTrac
             raise UnsupportedMedia("The video stream has no picture that can be decoded.")
     turned = int(frame.rotation) % 360
     sideways = turned in {90, 270}
-    return VideoTrack(
-        index=track.index,
-        codec=track.codec,
+    colour = ColourTags(
+        int(frame.colorspace),
+        int(frame.color_primaries),
+        int(frame.color_trc),
+        int(frame.color_range),
+        _peak_nits(frame),
+    )
+    return replace(
+        track,
         width_px=frame.height if sideways else frame.width,
         height_px=frame.width if sideways else frame.height,
         pixel_format=frame.format.name,
-        frames=track.frames,
-        duration_s=track.duration_s,
-        fps=track.fps,
         rotation_deg=turned,
-        colour=ColourTags(
-            int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc), int(frame.color_range)
-        ),
-        start_s=track.start_s,
-        square_pixels=track.square_pixels,
+        colour=colour,
     )
+
+
+def _peak_nits(frame: Any) -> float:
+    """The maximum content light level (CTA-861.3), else that of the mastering display (SMPTE ST 2086); 0: neither.
+
+    They come as FFmpeg's own structures: two unsigned numbers, and ten fractions followed by two flags.
+    """
+    light = frame.side_data.get("CONTENT_LIGHT_LEVEL")
+    if light is not None and (peak := struct.unpack_from("=I", bytes(light))[0]) > 0:
+        return float(peak)
+    display = frame.side_data.get("MASTERING_DISPLAY_METADATA")
+    if display is None:
+        return 0.0
+    *_, top, bottom, _has_primaries, has_luminance = struct.unpack_from("=22i", bytes(display))
+    return top / bottom if has_luminance and bottom > 0 else 0.0
 
 
 def _is_cover(stream: Any) -> bool:
