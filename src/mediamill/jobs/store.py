@@ -6,8 +6,6 @@ All methods raise StoreUnavailable (retryable) while the database is away, full 
 
 from __future__ import annotations
 
-import base64
-import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -17,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack
 from uuid import UUID
 
-from mediamill.errors import Conflict, Detail, InvalidRequest, NotFound
+from mediamill.errors import Conflict, NotFound
 from mediamill.jobs import claim, making, queue, schema, upkeep
 from mediamill.jobs.database import Connection, Database, Limits, Record, UniqueViolation
 from mediamill.jobs.ending import CANCELLED, LIVE, SQL, Ending, end, failed, jobs_of, log_end
@@ -33,7 +31,10 @@ from mediamill.jobs.rows import (
     Taken,
     Told,
     WorkerSeen,
+    batch_of,
     clean_text,
+    cursor,
+    cursor_id,
     dump,
     dump_or_null,
     job_of,
@@ -180,7 +181,7 @@ class JobStore:
             if row is None:
                 raise NotFound(f"There is no batch {batch_id!r}.")
             jobs = await jobs_of(connection, await connection.fetch(SQL["get_batch_jobs"], uuid))
-        return _batch_of(row, jobs)
+        return batch_of(row, jobs)
 
     async def parts(self, job_id: str) -> Jobs:
         """The parts of a job, in order; none when it was not split."""
@@ -212,7 +213,7 @@ class JobStore:
             ("j.created_at > {}", created_after),
             ("j.created_at < {}", created_before),
             ("j.metadata @> {}::jsonb", None if metadata is None else dump(metadata)),
-            ("j.id > {}" if order == "asc" else "j.id < {}", None if after is None else _cursor_id(after)),
+            ("j.id > {}" if order == "asc" else "j.id < {}", None if after is None else cursor_id(after)),
         ]
         used = [(text, value) for text, value in filters if value is not None]
         conditions = "".join(f" AND {text.format(f'${n}')}" for n, (text, _) in enumerate(used, start=1))
@@ -220,7 +221,7 @@ class JobStore:
         async with self.database.connection() as connection:
             rows = await connection.fetch(SQL["list_jobs"] + conditions + tail, *(value for _, value in used))
             jobs = await jobs_of(connection, rows[:limit])
-        return Page(tuple(jobs), _cursor(jobs[-1].id) if len(rows) > limit else None)
+        return Page(tuple(jobs), cursor(jobs[-1].id) if len(rows) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job once it has ended, or as it is after `timeout_s` seconds. Raises NotFound."""
@@ -293,6 +294,11 @@ class JobStore:
     async def owned(self, job_id: str, attempt: int) -> Beat:
         """The fence, asked before anything is published; true in a condition while it holds. Renews the lease."""
         return await self.beat(job_id, attempt)
+
+    async def keep_elsewhere(self, job_id: str, attempt: int, handle: str) -> bool:
+        """Note that somebody else's machines have the work, for the next attempt. False when this one is stale."""
+        async with self.database.connection() as connection:
+            return bool(await connection.fetchval(SQL["keep_elsewhere"], parse_id(job_id), attempt, handle))
 
     async def succeed(
         self,
@@ -425,6 +431,17 @@ class JobStore:
         """End what is past its deadline and mend what lost its ticket; returns how many jobs were touched."""
         return await upkeep.fail_expired(self.database, self.rules)
 
+    async def left_elsewhere(self, *, limit: int = 100) -> dict[str, str]:
+        """Handles by job id: work that may still go on on somebody else's machines though its job has ended here."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(SQL["left_elsewhere"], limit)
+        return {str(row["id"]): row["elsewhere"] for row in rows}
+
+    async def ended_elsewhere(self, job_id: str, handle: str) -> None:
+        """It does not go on any more."""
+        async with self.database.connection() as connection:
+            await connection.execute(SQL["ended_elsewhere"], parse_id(job_id), handle)
+
     async def prune(self, *, ended_before_s: float | None, limit: int = 100) -> Jobs:
         """Tidy up, and list ended jobs (with their parts) that are older than `ended_before_s` seconds.
 
@@ -475,26 +492,3 @@ def _made_before(made_id: UUID | None, key: Idempotency) -> UUID:
 
 def _with_position(job: Job, ahead: int) -> Job:
     return replace(job, position=ahead if ahead <= _POSITION_CAP else None)
-
-
-def _batch_of(row: Record, jobs: Sequence[Job]) -> Batch:
-    return Batch(
-        id=str(row["id"]),
-        jobs=tuple(jobs),
-        created_at=row["created_at"],
-        webhook_url=row["webhook_url"],
-        contract=row["contract"],
-        metadata=None if row["metadata"] is None else json.loads(row["metadata"]),
-    )
-
-
-def _cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(UUID(job_id).bytes).decode().rstrip("=")
-
-
-def _cursor_id(text: str) -> UUID:
-    try:
-        return UUID(bytes=base64.b64decode(text + "==", altchars=b"-_", validate=True))
-    except ValueError as error:
-        detail = Detail("after", "must be the `next_cursor` of an earlier page")
-        raise InvalidRequest(f"after: {text[:80]!r} is not a cursor of this list.", details=(detail,)) from error
