@@ -170,6 +170,8 @@ class Entry:
     weights: Weights | None = None
 
 
+SHARED = "shared"
+"""Stands for the RunPod endpoint of RUNPOD_ENDPOINT_ID where catalog names are listed."""
 MAX_DETAILS = 1000
 """Wrong fields named in one reply."""
 
@@ -238,6 +240,13 @@ def endpoint_of(entry: Entry, settings: Settings) -> str | None:
     """Id of the RunPod endpoint for this entry, whether or not its jobs go there."""
     own = settings.runpod_endpoints.get(variable_part(entry.name))
     return own or (settings.runpod_endpoint_id if settings.routes.get(entry.name) == "runpod" else None)
+
+
+def endpoints(settings: Settings) -> dict[str, str]:
+    """Every configured RunPod endpoint, by catalog name; the one without a name of its own as `SHARED`."""
+    found = {name: endpoint for name, entry in load().items() if (endpoint := endpoint_of(entry, settings))}
+    shared = settings.runpod_endpoint_id
+    return found if shared is None or shared in found.values() else {**found, SHARED: shared}
 
 
 def check_routes(settings: Settings) -> None:

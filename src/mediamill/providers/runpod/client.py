@@ -29,7 +29,7 @@ _NOBODY_KNOWS = (
 )
 _SHOWN_CHARS = 200
 _LONGEST_ASKED_PAUSE_S = 60.0
-_PART = r"[A-Za-z0-9_.-]{1,200}"
+_PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
 _REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NOT_TAKEN = frozenset({429, 500, 503})

@@ -85,7 +85,7 @@ def progress_of(body: Mapping[str, Any]) -> Progress:
     message, phase = told.get("message"), told.get("phase")
     return Progress(
         fraction=min(1.0, _number(told.get("progress")) or 0.0),
-        phase=Phase(phase) if phase in set(Phase) else Phase.GENERATING,
+        phase=Phase(phase) if isinstance(phase, str) and phase in set(Phase) else Phase.GENERATING,
         message=message[:_LONGEST_SENTENCE] if isinstance(message, str) else None,
         eta_s=_number(told.get("eta_s")),
     )
@@ -158,7 +158,8 @@ def end_of(body: Mapping[str, Any]) -> Result:
 def failure(said: Json) -> MediamillError:
     """Why a worker failed: a sentence, or (RunPod's library makes it) an object or JSON text with message and type."""
     details = _object(said)
-    message = _sentence(details.get("error_message") or details.get("message") or details.get("error") or said)
+    told = details.get("error_message") or details.get("message") or details.get("error")
+    message = _sentence(told if details else said)
     kind = str(details.get("code") or details.get("error_type") or "")
     if _MEMORY.search(kind) or _MEMORY.search(message):
         return OutOfMemory(message or None)
