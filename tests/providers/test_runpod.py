@@ -175,6 +175,9 @@ async def test_other_peoples_workers_will_do(
     assert files_of(events) == {"output.mp4": ("video/mp4", mp4)}
 
 
+NO_FILE = (
+    "The worker ended without a file; looked for artifacts, url, video_url, image_url, audio_url, video, image, audio."
+)
 OOM = "CUDA out of memory. Tried to allocate 2.00 GiB"
 SDK_ERROR = json.dumps(
     {
@@ -209,8 +212,7 @@ SDK_ERROR = json.dumps(
         (
             {"status": "COMPLETED"},
             ProviderError,
-            "The worker ended without a file; looked for artifacts, url, video_url, image_url, audio_url, video, "
-            "image, audio.",
+            NO_FILE,
         ),
     ],
 )
@@ -294,7 +296,7 @@ async def test_a_job_that_may_have_been_taken_is_never_sent_again(
     host: RunPodHost, make: Made, tmp_path: Path, trouble: int | str
 ) -> None:
     host.trouble["run"] = deque([trouble])
-    with pytest.raises(ProviderError, match="twice|HTTP 50[24]"):
+    with pytest.raises(ProviderError, match=r"twice|HTTP 50[24]"):
         await events_of(make(), work(), tmp_path)
     assert len(host.jobs) == (trouble == "take and drop")
 

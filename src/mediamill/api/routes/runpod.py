@@ -24,10 +24,10 @@ async def health(deps: DepsDep) -> dict[str, Any]:
     """Jobs and workers of each configured endpoint, as RunPod says within 3 s; `error` where it does not."""
     settings = deps.settings
     endpoints = catalog.endpoints(settings)
-    if settings.runpod_api_key is None or not endpoints:
-        missing = "RUNPOD_API_KEY is not set" if endpoints else "no endpoint is set"
-        either = missing if endpoints or settings.runpod_api_key else "neither key nor endpoint is set"
-        message = f"RunPod is not configured ({either}): all jobs run on local workers."
+    key = settings.runpod_api_key is not None
+    if not (key and endpoints):
+        lacking = "no endpoint is set" if key else "RUNPOD_API_KEY is not set"
+        message = f"RunPod is not configured ({lacking}): all jobs run on local workers."
         return {"configured": False, "message": message, "endpoints": {}}
     client = runpod.Client(settings)
     try:
