@@ -66,6 +66,7 @@ class RunPodHost:
     jobs: dict[str, RemoteJob] = field(default_factory=dict)
     cancels: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    asked_files: list[str] = field(default_factory=list)
     trouble: dict[str, deque[int | str]] = field(default_factory=dict)
     authorizations: set[str | None] = field(default_factory=set)
     port: int = 0
@@ -87,6 +88,7 @@ class RunPodHost:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.path.startswith("/files/"):
+            self.asked_files.append(request.path)
             content = self.files.get(request.path.removeprefix("/files/"))
             return web.Response(status=404) if content is None else web.Response(body=content)
         _, _, endpoint, what, *rest = request.path.split("/")

@@ -8,6 +8,7 @@ import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mediamill.errors import (
     OutOfMemory,
     ProviderError,
     RetryLater,
+    StorageUnavailable,
     TooLarge,
     UnsupportedMedia,
 )
@@ -34,7 +36,7 @@ from mediamill.storage.memory import MemoryStorage
 from tests.media_samples import still, video
 from tests.runpod_host import IN_PROGRESS, IN_QUEUE, KEY, RunPodHost, completed, hosting, inline
 
-QUICK = runpod.Pace(first_s=0.01, longest_s=0.02, away_s=0.05, submit_s=5.0, unknown_s=0.1)
+QUICK = runpod.Pace(first_s=0.01, longest_s=0.02, away_s=0.05, submit_s=5.0, unknown_s=0.1, fetch_s=0)
 PROMPT = {"prompt": "a red fox", "seed": 7}
 
 
@@ -144,6 +146,28 @@ async def test_a_job_is_sent_once_watched_and_its_file_delivered(
 
 
 @pytest.mark.parametrize(
+    ("model", "params", "named"),
+    [
+        ("zimage", PROMPT, {"model": "zimage"}),
+        (
+            "transcribe",
+            {"url_audio": "https://e.x/a.wav", "model": "tiny"},
+            {"operation": "transcribe", "model": "tiny"},
+        ),
+        ("addaudio", {"url_video": "https://e.x/v", "url_audio": "https://e.x/a"}, {"operation": "addaudio"}),
+    ],
+)
+async def test_a_worker_hears_which_model_or_operation_is_meant(
+    host: RunPodHost, make: Made, png: bytes, tmp_path: Path, model: str, params: dict[str, Any], named: dict[str, str]
+) -> None:
+    host.script = lambda _body: [completed(inline("output.png", png))]
+    provider = make(runpod_endpoints={model.upper(): "ep-zimage"})
+    await events_of(provider, Work("id", 1, model, params), tmp_path)
+    (job,) = host.jobs.values()
+    assert job.input == {**params, **named, "job_id": "id"}
+
+
+@pytest.mark.parametrize(
     ("told", "expected"),
     [
         ("half way", Progress(0.0, Phase.GENERATING)),
@@ -202,6 +226,8 @@ SDK_ERROR = json.dumps(
         ),
         ({"status": "FAILED", "error": {"message": "no", "code": "too_large"}}, TooLarge, "no"),
         ({"status": "FAILED", "error": {"message": "no", "code": "lease_lost"}}, EngineFailed, "no"),
+        ({"status": "FAILED", "error": "no", "output": {"code": "unsupported_media"}}, UnsupportedMedia, "no"),
+        ({"status": "FAILED", "error": "There was not enough memory"}, OutOfMemory, "There was not enough memory"),
         ({"status": "FAILED", "error": '{"not json'}, EngineFailed, '{"not json'),
         ({"status": "FAILED"}, EngineFailed, "The worker on RunPod failed and did not say why."),
         ({"status": "FAILED", "output": {"ok": False, "error": "Bad prompt"}}, EngineFailed, "Bad prompt"),
@@ -483,6 +509,38 @@ async def test_a_file_in_our_own_storage_is_read_from_there(
     url = await storage.url("worker/output.png")  # nothing listens at that address
     host.script = lambda _body: [completed({**inline("output.png", png), "base64": None, "url": url})]
     assert files_of(await events_of(make(), work(), tmp_path)) == {"output.png": ("image/png", png)}
+
+
+class Slow(MemoryStorage):
+    """Does not answer."""
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        raise StorageUnavailable("The bucket does not answer.")
+
+
+async def test_a_storage_that_is_away_costs_no_work(host: RunPodHost, make: Made, png: bytes, tmp_path: Path) -> None:
+    slow = Slow(LocalUrls("http://127.0.0.1:9", b"secret"))
+    await put(slow, "uploads/picture.png", png, tmp_path)
+    with pytest.raises(RetryLater, match="The bucket does not answer"):
+        await events_of(make(kept_in=slow), work(image_url="file:uploads/picture.png"), tmp_path)
+    assert not host.jobs
+    url = await slow.url("uploads/picture.png")
+    host.script = lambda _body: [completed({"name": "output.png", "url": url})]
+    with pytest.raises(RetryLater, match="The bucket does not answer"):
+        await events_of(make(kept_in=slow), work(), tmp_path, keep=True)
+    assert host.cancels == []
+
+
+async def test_a_file_that_cannot_be_fetched_yet_is_tried_again(
+    host: RunPodHost, make: Made, png: bytes, tmp_path: Path
+) -> None:
+    artifact = {"name": "output.png", "url": host.file("late.png", png)}
+    content = host.files.pop("late.png")
+    host.script = lambda _body: [completed(artifact)]
+    fetching = asyncio.ensure_future(events_of(make(pace=replace(QUICK, fetch_s=20)), work(), tmp_path))
+    await until(lambda: host.asked_files)
+    host.files["late.png"] = content
+    assert files_of(await fetching) == {"output.png": ("image/png", png)}
 
 
 async def test_files_come_by_url_and_text_keeps_its_type(

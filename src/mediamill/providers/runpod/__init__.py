@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mediamill import catalog
 from mediamill.config import Settings, variable_part
-from mediamill.errors import DeadlineExceeded, EngineFailed, ProviderError, RetryLater
+from mediamill.errors import DeadlineExceeded, EngineFailed, ProviderError, RetryLater, StorageUnavailable
 from mediamill.inputs.guard import UrlGuard
 from mediamill.model import Elsewhere, Event, Json, OutputData, OutputFile, Progress, Storage, Work
 from mediamill.providers.runpod.client import Away, Client, RemoteJob, UnknownJob
@@ -28,6 +28,8 @@ from mediamill.providers.runpod.sending import request_of
 __all__ = ["Client", "Pace", "RemoteJob", "RunPod", "create"]
 
 _log = logging.getLogger(__name__)
+
+STORAGE_PAUSE_S = 10.0
 
 Probe = Callable[[Sequence[OutputFile], Path, float], Awaitable[Sequence[OutputFile]]]
 """`probe(files, scratch, deadline_s)`: the files with their facts, found out in another process.
@@ -49,14 +51,17 @@ class Pace:
     """How long it is asked to take a job before that is handed back."""
     unknown_s: float = 10.0
     """How long a job that it took may be unknown to it."""
+    fetch_s: float = 60.0
+    """How long a file of a result that cannot be fetched is tried again."""
 
 
 def create(
     settings: Settings, *, client: Client, storage: Storage, guard: UrlGuard, probe: Probe, pace: Pace | None = None
 ) -> RunPod:
     """The provider; one serves any number of slots. Client, storage and guard are the caller's to close."""
-    receiver = Receiver(storage, guard, settings.fetch_timeout_s)
-    return RunPod(settings, client, storage, receiver, probe, pace or Pace())
+    pace = pace or Pace()
+    receiver = Receiver(storage, guard, timeout_s=settings.fetch_timeout_s, patience_s=pace.fetch_s)
+    return RunPod(settings, client, storage, receiver, probe, pace)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class RunPod:
 
         Raises:
             What the worker there failed with; DeadlineExceeded; ProviderError, naming the setting where one is wrong;
-            RetryLater: RunPod takes no jobs now. TooLarge: inputs that cannot be sent.
+            RetryLater: RunPod takes no jobs now, or the storage does not answer. TooLarge: inputs that cannot be sent.
         """
         until_s = time.monotonic() + deadline_s
         if work.elsewhere is not None:
@@ -112,7 +117,8 @@ class RunPod:
     async def _submit(self, work: Work, deadline_s: float) -> RemoteJob:
         """Queue it there. Raises RetryLater when it could not be, for long; ProviderError when it was refused."""
         endpoint, setting = self._endpoint(work)
-        body = await request_of(work, self.storage, deadline_s=deadline_s)
+        with _later():
+            body = await request_of(work, self.storage, deadline_s=deadline_s)
         give_up_s = time.monotonic() + self.pace.submit_s
         pause_s = self.pace.first_s
         while True:
@@ -178,7 +184,8 @@ class RunPod:
         raise DeadlineExceeded
 
     async def _received(self, result: Result, scratch: Path, until_s: float) -> list[Event]:
-        files = await self.receiver.receive(result.files, scratch)
+        with _later():
+            files = await self.receiver.receive(result.files, scratch)
         try:
             probed = await self.probe(files, scratch, max(0.0, until_s - time.monotonic())) if files else []
         except EngineFailed as error:
@@ -198,3 +205,12 @@ class RunPod:
             await self.end(str(job))
         except ProviderError as error:
             _log.warning("job could not be cancelled on RunPod: %s", error.message, extra={"remote": str(job)})
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """A storage that does not answer costs the job nothing but time: what was sent goes on meanwhile."""
+    try:
+        yield
+    except StorageUnavailable as error:
+        raise RetryLater(error.message, delay_s=STORAGE_PAUSE_S) from error

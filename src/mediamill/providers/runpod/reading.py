@@ -31,7 +31,7 @@ LARGEST_OUTPUT_BYTES = 256 * 1024
 _MOST_FILES = 1000
 _MOST_WARNINGS = 100
 _LONGEST_SENTENCE = 500
-_MEMORY = re.compile(r"out.?of.?memory", re.IGNORECASE)
+_MEMORY = re.compile(r"(out.?of|not enough|insufficient).?memory", re.IGNORECASE)
 _FOREIGN = ("url", "video_url", "image_url", "audio_url", "video", "image", "audio")
 """Where other people's workers put their one file, as a URL or as base64."""
 _TELLABLE = (EngineError, InputError, InvalidRequest, TooLarge)
@@ -104,7 +104,7 @@ def result_of(output: Json) -> Result:
     Raises: What the worker says went wrong; ProviderError when nothing in it is a result.
     """
     if isinstance(output, Mapping) and output.get("error"):
-        raise failure(output["error"])
+        raise failure(output["error"], code=output.get("code"))
     if not isinstance(output, Mapping) or "artifacts" not in output:
         return Result(_foreign_files(output), {}, ())
     listed, values, told = output["artifacts"], output.get("output") or {}, output.get("warnings") or ()
@@ -151,16 +151,22 @@ def end_of(body: Mapping[str, Any]) -> Result:
             raise ProviderError("The job was cancelled on RunPod.")
         case "TIMED_OUT":
             raise DeadlineExceeded("The job took longer than its limit on RunPod.")
-    inner = body.get("output")
-    raise failure(body.get("error") or (inner.get("error") if isinstance(inner, Mapping) else None))
+    beside = body["output"] if isinstance(body.get("output"), Mapping) else {}
+    raise failure(body.get("error") or beside.get("error"), code=beside.get("code"))
 
 
-def failure(said: Json) -> MediamillError:
-    """Why a worker failed: a sentence, or (RunPod's library makes it) an object or JSON text with message and type."""
+def failure(said: Json, *, code: Json = None) -> MediamillError:
+    """Why a worker failed.
+
+    Args:
+        said: A sentence, or an object with message and type, or (so RunPod's library tells an exception) such an object
+            as JSON text.
+        code: What the worker says of it besides; counts where it is one of ours.
+    """
     details = _object(said)
     told = details.get("error_message") or details.get("message") or details.get("error")
     message = _sentence(told if details else said)
-    kind = str(details.get("code") or details.get("error_type") or "")
+    kind = str(details.get("code") or details.get("error_type") or code or "")
     if _MEMORY.search(kind) or _MEMORY.search(message):
         return OutOfMemory(message or None)
     name = re.sub(r"[^\w.]", "", kind.removeprefix("<class")).rpartition(".")[2].lower()

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mediamill.errors import InputError, InvalidRequest, NotFound, ProviderError, TooLarge, UnsupportedMedia
+from mediamill.errors import (
+    InputError,
+    InputUnreachable,
+    InvalidRequest,
+    NotFound,
+    ProviderError,
+    TooLarge,
+    UnsupportedMedia,
+)
 from mediamill.inputs.fetch import Limits, fetch
 from mediamill.inputs.guard import UrlGuard
 from mediamill.inputs.references import check_url, decoded
@@ -16,8 +26,11 @@ from mediamill.media.sniff import sniff
 from mediamill.model import OutputFile, Storage
 from mediamill.providers.runpod.reading import RemoteFile
 
+_log = logging.getLogger(__name__)
+
 LARGEST_FILE_BYTES = 4 * 1024**3
 _AT_ONCE = 4
+_FIRST_PAUSE_S = 1.0
 _TEXT = frozenset({"application/json", "application/x-subrip", "text/plain", "text/vtt", "text/x-ssa"})
 """Media types without a signature that a result may have; a page or a script is none of them."""
 _ALSO = {
@@ -37,6 +50,8 @@ class Receiver:
     guard: UrlGuard
     timeout_s: float
     """Longest download of one file."""
+    patience_s: float
+    """How long a file that cannot be fetched is tried again: it has been paid for."""
 
     async def receive(self, files: Sequence[RemoteFile], scratch: Path) -> list[OutputFile]:
         """Every file in the scratch folder, not probed yet.
@@ -83,6 +98,19 @@ class Receiver:
         if key is not None:
             return await self._from_storage(key, path)
         check_url(url, "url", self.guard)
+        give_up_s = time.monotonic() + self.patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._fetch(url, path)
+            except InputUnreachable as error:
+                if time.monotonic() + pause_s > give_up_s:
+                    raise
+                _log.info("%s It is tried again in %.1f s.", error.message, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+
+    async def _fetch(self, url: str, path: Path) -> tuple[int, str]:
         limits = Limits(LARGEST_FILE_BYTES, self.timeout_s)
         with path.open("w+b") as opened:
             fetched = await fetch(self.guard, url, opened, name="url", limits=limits)

@@ -7,6 +7,7 @@ import base64
 from yarl import URL
 
 from mediamill import catalog
+from mediamill.catalog import Entry
 from mediamill.errors import Detail, TooLarge
 from mediamill.inputs.guard import UrlGuard
 from mediamill.inputs.references import form_of, key_in
@@ -25,7 +26,8 @@ async def request_of(work: Work, storage: Storage, *, deadline_s: float) -> dict
 
     Raises: TooLarge: files of this installation's own storage that fit no request and have no public URL. StorageError.
     """
-    request = catalog.get(work.model).request.model_validate(work.params)
+    entry = catalog.get(work.model)
+    request = entry.request.model_validate(work.params)
     inlined: dict[str, Json] = {}
     left_bytes = INLINE_LIMIT_BYTES
     for ref in catalog.input_refs(request):
@@ -42,9 +44,14 @@ async def request_of(work: Work, storage: Storage, *, deadline_s: float) -> dict
             inlined[ref.field] = await _data_uri(storage, key, stored.media_type)
     fields = {name: value for name, value in work.params.items() if value is not None}
     return {
-        "input": {**catalog.with_values(fields, inlined), "model": work.model, "job_id": work.job_id},
+        "input": {**catalog.with_values(fields, inlined), _named_by(entry): work.model, "job_id": work.job_id},
         "policy": {"executionTimeout": _ms(deadline_s), "ttl": _ms(deadline_s + _LEFT_FOR_LATER_S)},
     }
+
+
+def _named_by(entry: Entry) -> str:
+    """Workers know a model by `model`, an operation on media by `operation` (transcription has a `model` of its own)."""
+    return "model" if entry.pool == "gpu" else "operation"
 
 
 def _is_public(url: str) -> bool:
