@@ -59,7 +59,7 @@ class RemoteJob:
 
 @dataclass
 class RunPodHost:
-    """`script(body)` gives the states of a new job. `trouble[what]` are answers that come first: a status, or "drop"."""
+    """`script(body)` gives the states of a new job. `trouble[what]` are answers that come first: a status, "drop", "hang"."""
 
     script: Callable[[dict[str, Any]], Sequence[State]] = lambda _body: [IN_PROGRESS]
     endpoints: set[str] = field(default_factory=lambda: {"ep-zimage"})
@@ -101,6 +101,8 @@ class RunPodHost:
             trouble = self.trouble[what].popleft()
             if isinstance(trouble, int):
                 return web.json_response({"error": "trouble"}, status=trouble)
+            if trouble == "hang":
+                await asyncio.sleep(600)
             if trouble == "take and drop":
                 await self.run(request, endpoint)
             assert request.transport is not None

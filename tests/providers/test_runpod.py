@@ -243,6 +243,16 @@ async def test_an_outage_while_it_runs_is_sat_out(host: RunPodHost, make: Made, 
     assert len(host.jobs) == 1
 
 
+async def test_a_host_that_hangs_is_not_waited_for(host: RunPodHost) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        client = runpod.Client(settings_for(host))
+        stack.push_async_callback(client.close)
+        host.trouble["health"] = deque(["hang"])
+        with pytest.raises(ProviderError, match=r"^RunPod does not answer\.$"):
+            await client.health("ep-zimage", timeout_s=0.1)
+        assert (await client.health("ep-zimage", timeout_s=5))["workers"] == {"idle": 1, "running": 0}
+
+
 async def test_a_key_that_is_withdrawn_fails_the_job(host: RunPodHost, make: Made, tmp_path: Path) -> None:
     host.trouble["status"] = deque([401])
     with pytest.raises(ProviderError, match="refused RUNPOD_API_KEY"):

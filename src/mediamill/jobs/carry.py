@@ -161,7 +161,6 @@ class Carry:
 
     async def _keep_elsewhere(self, handle: str) -> None:
         """From now on the row decides: the next attempt goes on with it, and the job's end ends it there."""
-        _log.info("job is elsewhere: %s", handle, extra=self._facts)
         if not await self._insist(lambda: self._store.keep_elsewhere(*self._fence, handle)):
             raise LeaseLost
 

@@ -30,6 +30,7 @@ class LeftElsewhere:
         """`end(handle)` ends work there; raises ProviderError where it should be tried again."""
         self._store = store
         self._end = end
+        self._told: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look every second until told to stop, and once more then; more slowly while it does not help."""
@@ -57,8 +58,11 @@ class LeftElsewhere:
             try:
                 await self._end(handle)
             except ProviderError as error:
-                _log.warning("job goes on elsewhere: %s", error.message, extra={"job_id": job_id, "remote": handle})
+                if handle not in self._told:  # once, however long it takes
+                    _log.warning("job goes on elsewhere: %s", error.message, extra={"job_id": job_id, "remote": handle})
+                self._told.add(handle)
                 return False
+            self._told.discard(handle)
             await self._store.ended_elsewhere(job_id, handle)
             _log.info("job was ended elsewhere", extra={"job_id": job_id, "remote": handle})
             return True

@@ -111,6 +111,7 @@ class RunPod:
         finally:
             if not ended and not taken.kept:
                 await self._cancel(job)
+        yield Progress(1.0, message="fetching the result")
         for event in await self._received(result, scratch, until_s):
             yield event
 
@@ -191,7 +192,7 @@ class RunPod:
         except EngineFailed as error:
             raise ProviderError(f"What RunPod delivered cannot be used: {error.message}") from error
         data = {**result.output, **({"warnings": list(result.warnings)} if result.warnings else {})}
-        return [Progress(1.0), *probed, *([OutputData(data)] if data else [])]
+        return [*probed, *([OutputData(data)] if data else [])]
 
     async def end(self, handle: str) -> None:
         """End work that was kept. One that has ended is no error. Raises ProviderError: try again later."""
