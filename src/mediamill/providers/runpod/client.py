@@ -18,6 +18,8 @@ from mediamill.model import Json
 
 SHORT_S = 10.0
 """Longest wait for an answer where nothing large comes."""
+RUN_S = 30.0
+"""The same for a new job, whose inputs may have 10 MB."""
 STATUS_S = 60.0
 """The same for a status, which may hold a result of 20 MB."""
 _LARGEST_REPLY_BYTES = 64 * 1024**2
@@ -102,7 +104,7 @@ class Client:
         """
         async with self._new_session() as session:
             try:
-                reply = await self._ask(session, "POST", f"{endpoint}/run", json=body, timeout_s=STATUS_S)
+                reply = await self._ask(session, "POST", f"{endpoint}/run", json=body, timeout_s=RUN_S)
             except _NoReply as error:
                 raise ProviderError(_NOBODY_KNOWS) from error
         if reply.status in _NOT_TAKEN:
