@@ -431,7 +431,7 @@ class JobStore:
         """End what is past its deadline and mend what lost its ticket; returns how many jobs were touched."""
         return await upkeep.fail_expired(self.database, self.rules)
 
-    async def left_elsewhere(self, *, limit: int = 100) -> dict[str, str]:
+    async def left_elsewhere(self, *, limit: int = 8) -> dict[str, str]:
         """Handles by job id: work that may still go on on somebody else's machines though its job has ended here."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(SQL["left_elsewhere"], limit)
