@@ -23,6 +23,7 @@ SECTIONS = {
     "cpu_slots": "Work",
     "webhook_secret": "Webhooks",
     "device": "Models",
+    "routes": "Places to run",
     "server": "The command line",
     "node_env": "Accepted and unused",
 }
@@ -54,14 +55,14 @@ def _rows() -> Iterator[str]:
     for field, info in Settings.model_fields.items():
         if field in SECTIONS:
             yield f"\n## {SECTIONS[field]}\n\n| variable | default | meaning |\n| --- | --- | --- |\n"
-        names = ", ".join(f"`{name}`" for name in config.names(field)) or "`MEDIAMILL_MODEL_<NAME>`"
+        names = ", ".join(f"`{name}`" for name in config.names(field))
         secret = " *secret*" if config.is_secret(field) else ""
         meaning = (info.description or "").replace("|", "\\|")
         yield f"| {names}{secret} | {_default(info.default)} | {meaning} |\n"
 
 
 def _default(value: object) -> str:
-    unset = value is None or value == () or repr(value) == "PydanticUndefined"
+    unset = value in (None, (), {}) or repr(value) == "PydanticUndefined"
     return "" if unset else f"`{value}`"
 
 

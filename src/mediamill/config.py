@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -21,15 +21,20 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mediamill.errors import Misconfigured
-from mediamill.variables import MODEL_PREFIX, Reading, Spelling, read
+from mediamill.variables import NAME, Reading, Spelling, read
 
 StorageMode = Literal["s3", "file", "gcs", "supabase", "stateless", "memory"]
+Place = Literal["local", "runpod"]
+"""Where jobs run: on the workers of this installation, or on a RunPod endpoint."""
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment."""
 
 
 UNUSED = "Accepted and unused."
 """How the description of such a setting begins."""
+
+FAMILIES = {"model_locations": f"MEDIAMILL_MODEL_{NAME}", "runpod_endpoints": f"RUNPOD_{NAME}_ENDPOINT_ID"}
+"""Settings of one variable for each catalog entry, by field."""
 
 
 def _named(*names: str, default: Any = None, description: str, **rest: Any) -> Any:
@@ -252,12 +257,30 @@ class Settings(BaseSettings):
 
     model_locations: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description="MEDIAMILL_MODEL_<NAME>: local path or repo id of a catalog entry's weights.",
+        description="Local path or repo id of a catalog entry's weights.",
     )
     hf_home: Path | None = _named("HF_HOME", description="As huggingface_hub means it.")
     hf_hub_cache: Path | None = _named("HF_HUB_CACHE", description="As huggingface_hub means it.")
     transformers_cache: Path | None = _named("TRANSFORMERS_CACHE", description="As huggingface_hub means it.")
     hf_token: SecretStr | None = _named("HF_TOKEN", description="As huggingface_hub means it.")
+
+    # places to run
+    routes: Annotated[dict[str, Place], NoDecode] = _named(
+        "MEDIAMILL_ROUTES",
+        default={},
+        description="Comma-separated name=local or name=runpod; unset: on RunPod where key and endpoint are set.",
+    )
+    runpod_api_key: SecretStr | None = _named("RUNPOD_API_KEY", description="Key of the RunPod account that runs jobs.")
+    runpod_endpoints: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="RunPod endpoint of one catalog entry; with RUNPOD_API_KEY its jobs go there."
+    )
+    runpod_endpoint_id: str | None = _named(
+        "RUNPOD_ENDPOINT_ID",
+        description="RunPod endpoint of what MEDIAMILL_ROUTES sends there and has none of its own.",
+    )
+    runpod_base_url: str = _named(
+        "RUNPOD_ENDPOINT_BASE_URL", default="https://api.runpod.ai/v2", description="Base URL of RunPod's endpoints."
+    )
 
     # the CLI
     server: str | None = _named(
@@ -288,7 +311,19 @@ class Settings(BaseSettings):
             raise ValueError("must begin with postgresql:// or postgres://")
         return value
 
-    @field_validator("public_url")
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _routes(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        routes: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in value.split(","))):
+            name, _, place = (part.strip() for part in item.partition("="))
+            if place not in get_args(Place) or routes.setdefault(name, place) != place:
+                raise ValueError(f"{item!r} is no route, or a second one; accepted are NAME=local and NAME=runpod")
+        return routes
+
+    @field_validator("public_url", "runpod_base_url")
     @classmethod
     def _base_url(cls, value: str | None) -> str | None:
         if value is not None:
@@ -311,7 +346,15 @@ class Settings(BaseSettings):
 
     def model_location(self, name: str) -> str | None:
         """Local path or repo id given for a catalog entry by MEDIAMILL_MODEL_<NAME>, or None."""
-        return self.model_locations.get(name.upper().replace("-", "_"))
+        return self.model_locations.get(variable_part(name))
+
+    def unrouted(self) -> Settings:
+        """The same with every job run here: for a command that works on this machine, and for somebody's cloud worker.
+
+        RunPod sets RUNPOD_ENDPOINT_ID and may set RUNPOD_API_KEY in its own workers; what runs there goes nowhere else.
+        """
+        nothing: dict[str, Any] = {"runpod_api_key": None, "runpod_endpoint_id": None}
+        return self.model_copy(update={**nothing, "runpod_endpoints": {}, "routes": {}})
 
     @property
     def keys(self) -> frozenset[str]:
@@ -372,9 +415,9 @@ def load(**given: Any) -> Loaded:
     origins = dict.fromkeys(given, "command line")
     for field, found in reading.found.items():
         origins.setdefault(field, f"{found.variable} ({found.origin})")
-    if reading.models:
-        names = ", ".join(f"{MODEL_PREFIX}{name}" for name in sorted(reading.models))
-        origins.setdefault("model_locations", names)
+    for field, members in reading.families.items():
+        if members:
+            origins.setdefault(field, ", ".join(sorted(found.variable for found in members.values())))
     unused = [
         f"{found.variable} is accepted and not used."
         for field, found in reading.found.items()
@@ -389,7 +432,9 @@ def export(settings: Settings) -> None:
 
 
 def names(field: str) -> tuple[str, ...]:
-    """The variables of a setting, the preferred one first."""
+    """The variables of a setting, the preferred one first; with `<NAME>` in it for a family."""
+    if field in FAMILIES:
+        return (FAMILIES[field],)
     alias = Settings.model_fields[field].validation_alias
     return tuple(str(choice) for choice in alias.choices) if isinstance(alias, AliasChoices) else ()
 
@@ -403,14 +448,16 @@ def is_secret(field: str) -> bool:
 
 @cache
 def _spellings() -> Mapping[str, Spelling]:
-    return {field: Spelling(names(field), is_secret(field)) for field in Settings.model_fields}
+    return {field: Spelling(names(field), is_secret(field)) for field in Settings.model_fields if field not in FAMILIES}
 
 
 def _reading() -> Reading:
     """What the environment, and under it `.env`, say now."""
     path = Settings.model_config.get("env_file")
     values = dotenv_values(cast("str", path)) if path else {}
-    return read(_spellings(), (os.environ, {name: value for name, value in values.items() if value is not None}))
+    return read(
+        _spellings(), FAMILIES, (os.environ, {name: value for name, value in values.items() if value is not None})
+    )
 
 
 def _complaints(error: ValidationError, reading: Reading) -> Iterator[str]:
@@ -438,6 +485,12 @@ class _Environment(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         reading = _reading()
         values: dict[str, Any] = {field: found.text for field, found in reading.found.items()}
-        if reading.models:
-            values["model_locations"] = {name: found.text for name, found in reading.models.items()}
+        for field, members in reading.families.items():
+            if members:
+                values[field] = {name: found.text for name, found in members.items()}
         return values
+
+
+def variable_part(name: str) -> str:
+    """A catalog name as it stands in variables: LTX_VIDEO for `ltx-video`."""
+    return name.upper().replace("-", "_")

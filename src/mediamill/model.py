@@ -125,6 +125,8 @@ class Work:
     """By dotted field path, e.g. "images.0.image_url"."""
     input_errors: Mapping[str, JobError] = field(default_factory=dict)
     """Inputs that could not be had, only for entries that declare `partial_inputs`."""
+    elsewhere: str | None = None
+    """The handle under which an earlier attempt left the work on somebody else's machines: go on with it."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,19 @@ class OutputData:
     values: Mapping[str, Json]
 
 
-Event = Progress | OutputFile | OutputData
+@dataclass
+class Elsewhere:
+    """Somebody else's machines have taken the work and know it under `handle`.
+
+    Whoever keeps the handle for the next attempt (`Work.elsewhere`) sets `kept` before asking for the next event. From
+    then on closing the iterator leaves the work there, and ending it is the keeper's business.
+    """
+
+    handle: str
+    kept: bool = False
+
+
+Event = Progress | OutputFile | OutputData | Elsewhere
 
 
 @dataclass(frozen=True)
@@ -198,7 +212,7 @@ class Provider(Protocol):
     """A place where a job runs. A provider module has `create(...) -> Provider`."""
 
     def run(self, work: Work, *, scratch: Path, deadline_s: float) -> AsyncIterator[Event]:
-        """Run the work and relay its events; closing the iterator (aclose) cancels the work.
+        """Run the work and relay its events; closing the iterator (aclose) cancels the work, but for a kept `Elsewhere`.
 
         Raises: what the engine raised, by code; Crashed when the process died; DeadlineExceeded.
         """

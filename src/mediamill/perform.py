@@ -24,6 +24,7 @@ from mediamill.errors import (
 )
 from mediamill.model import (
     Artifact,
+    Elsewhere,
     InputFile,
     Job,
     JobError,
@@ -44,6 +45,7 @@ COPIES_AT_ONCE = 8
 PATIENCE_S = 300.0
 """How long a storage that does not answer is tried again before finished work is given up."""
 FETCH_AGAIN_S = 10.0
+KEEP_LIMIT_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 
@@ -62,11 +64,12 @@ class InputSource(Protocol):
 
 @dataclass(frozen=True)
 class Assignment:
-    """One attempt at a job. `deadline_s`: seconds it may take in all, from now."""
+    """One attempt at a job. `deadline_s`: seconds it may take in all, from now. `elsewhere`: as in Work."""
 
     job: Job
     attempt: int
     deadline_s: float
+    elsewhere: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ async def perform(
     scratch: Path,
     on_progress: Callable[[Progress], None],
     on_preview: Callable[[str], None] = lambda _key: None,
+    keep_elsewhere: Callable[[str], Awaitable[None]] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Performed:
     """Fetch the inputs, run the work, and put its outputs under this attempt's keys.
@@ -108,13 +112,14 @@ async def perform(
         scratch: An empty folder; the caller deletes it.
         on_progress: Called in the event loop; fractions never fall.
         on_preview: Called in the event loop with the key of each stored look at unfinished work.
+        keep_elsewhere: Keeps the handle of work that others took; it then outlives this attempt. None: it does not.
         patience_s: How long to keep trying to store one file.
 
     Raises:
         What fetching, the provider or the engine raised; DeadlineExceeded; StorageError; RetryLater: nothing was
         done and it should be tried later.
     """
-    attempt = _Attempt(assignment, on_progress, _Uploads(storage, on_preview, patience_s))
+    attempt = _Attempt(assignment, on_progress, _Uploads(storage, on_preview, patience_s), keep_elsewhere)
     try:
         async with asyncio.timeout(assignment.deadline_s):
             work = await attempt.fetch(inputs, scratch)
@@ -195,7 +200,14 @@ class Phases:
 class _Attempt:
     """The state of one perform()."""
 
-    def __init__(self, assignment: Assignment, on_progress: Callable[[Progress], None], uploads: _Uploads) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        on_progress: Callable[[Progress], None],
+        uploads: _Uploads,
+        keep_elsewhere: Callable[[str], Awaitable[None]] | None,
+    ) -> None:
+        self.elsewhere, self.keep_elsewhere = assignment.elsewhere, keep_elsewhere
         self.job, self.number, self.deadline_s = assignment.job, assignment.attempt, assignment.deadline_s
         self.until_s = time.monotonic() + assignment.deadline_s
         self.entry: Entry = catalog.get(self.job.model)
@@ -226,7 +238,7 @@ class _Attempt:
             path, first = next(iter(errors.items()))
             raise InputError(f"{path}: {first.message}")
         params = self.request.model_dump(mode="json")
-        return Work(self.job.id, self.number, self.job.model, params, files, errors)
+        return Work(self.job.id, self.number, self.job.model, params, files, errors, self.elsewhere)
 
     async def run(self, provider: Provider, work: Work, scratch: Path) -> None:
         """Run it, storing each file while the next one is made."""
@@ -234,7 +246,7 @@ class _Attempt:
         folder = scratch / "work"
         await asyncio.to_thread(folder.mkdir, parents=True)
         left_s = max(0.0, self.until_s - time.monotonic())
-        async with _closing(provider.run(work, scratch=folder, deadline_s=left_s)) as events:
+        async with closing(provider.run(work, scratch=folder, deadline_s=left_s)) as events:
             async for event in events:
                 match event:
                     case Progress():
@@ -249,6 +261,8 @@ class _Attempt:
                         values = dict(event.values)
                         self.warnings += values.pop("warnings", ())
                         self.output.update(values)
+                    case Elsewhere() if self.keep_elsewhere is not None:
+                        await _kept(event, self.keep_elsewhere)
 
     async def performed(self) -> Performed:
         """Everything stored, in the order in which the engine made it."""
@@ -319,6 +333,19 @@ class _Uploads:
             _log.info("a preview was not stored: %s", error)
 
 
+async def _kept(event: Elsewhere, keep: Callable[[str], Awaitable[None]]) -> None:
+    """Keep the handle, also when told to stop meanwhile: half kept, the work would be lost or done twice."""
+    keeping = asyncio.ensure_future(keep(event.handle))
+    try:
+        await asyncio.shield(keeping)
+    except asyncio.CancelledError:
+        await asyncio.wait({keeping}, timeout=KEEP_LIMIT_S)
+        keeping.cancel()
+        raise
+    finally:
+        event.kept = keeping.done() and not keeping.cancelled() and keeping.exception() is None
+
+
 def _component(name: str) -> str:
     """`name` itself when it is one path component. Raises EngineFailed."""
     if not name or name in {".", ".."} or "/" in name or "\0" in name:
@@ -327,7 +354,7 @@ def _component(name: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+async def closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
     """Close the iterator at the end, which is how work is cancelled."""
     try:
         yield events

@@ -13,7 +13,8 @@ from pathlib import Path
 from mediamill.errors import Misconfigured
 
 PREFIX = "MEDIAMILL_"
-MODEL_PREFIX = "MEDIAMILL_MODEL_"
+NAME = "<NAME>"
+"""Stands in a family's variable for the catalog entry that the variable is about: upper case, `-` as `_`."""
 _ORIGINS = ("environment", ".env")
 
 
@@ -39,34 +40,51 @@ class Reading:
     """What the environment says, by field name, and what about it deserves a sentence."""
 
     found: Mapping[str, Found]
-    models: Mapping[str, Found]
-    """MEDIAMILL_MODEL_<NAME> by NAME."""
+    families: Mapping[str, Mapping[str, Found]]
+    """By field and NAME."""
     unknown: tuple[str, ...]
     """Sentences about MEDIAMILL_ variables that mean nothing here."""
 
 
-def read(spellings: Mapping[str, Spelling], layers: Sequence[Mapping[str, str]]) -> Reading:
+def read(
+    spellings: Mapping[str, Spelling], families: Mapping[str, str], layers: Sequence[Mapping[str, str]]
+) -> Reading:
     """Look every setting up; the first layer is the environment, the second `.env`, and earlier ones win.
+
+    Args:
+        spellings: By field.
+        families: By field, a variable with `<NAME>` in it: one setting for each catalog entry.
+        layers: Variables and their values.
 
     Raises: Misconfigured when two spellings of one setting differ in one layer, or a `_FILE` cannot be read.
     """
     known = _known(spellings)
     found: dict[str, Found] = {}
-    models: dict[str, Found] = {}
+    named: dict[str, dict[str, Found]] = {field: {} for field in families}
     unknown: dict[str, str] = {}
     for origin, layer in zip(_ORIGINS, layers, strict=False):
         for field, spelling in spellings.items():
             value = _look_up(spelling, layer, origin)
             if value is not None:
                 found.setdefault(field, value)
-        for variable in sorted(layer):
-            if not variable.startswith(PREFIX) or variable in known:
-                continue
-            if variable.startswith(MODEL_PREFIX) and layer[variable]:
-                models.setdefault(variable.removeprefix(MODEL_PREFIX), Found(layer[variable], variable, origin))
-            else:
+        for variable in sorted(layer.keys() - known):
+            member = _member(variable, families) if layer[variable] else None
+            if member is not None:
+                field, name = member
+                named[field].setdefault(name, Found(layer[variable], variable, origin))
+            elif variable.startswith(PREFIX):
                 unknown.setdefault(variable, _unknown(variable, known))
-    return Reading(found, models, tuple(unknown.values()))
+    return Reading(found, named, tuple(unknown.values()))
+
+
+def _member(variable: str, families: Mapping[str, str]) -> tuple[str, str] | None:
+    """The field and the NAME of a variable that belongs to a family."""
+    for field, template in families.items():
+        before, _, after = template.partition(NAME)
+        name = variable.removeprefix(before).removesuffix(after)
+        if name and variable == f"{before}{name}{after}":
+            return field, name
+    return None
 
 
 def _known(spellings: Mapping[str, Spelling]) -> frozenset[str]:

@@ -112,7 +112,7 @@ def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path) -> None:
     done = mediamill("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    about = ("settings", "API keys", "disk", "database", "storage", "FFmpeg", "encoders", "fonts", "GPU")
+    about = ("settings", "API keys", "disk", "database", "storage", "RunPod", "FFmpeg", "encoders", "fonts", "GPU")
     assert said == [f"ok    {name}" for name in about]
     assert done.stderr == ""
 

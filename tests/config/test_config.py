@@ -194,3 +194,25 @@ def test_every_setting_has_a_sentence_and_no_two_share_a_variable() -> None:
     assert len(every) == len(set(every))
     for field, info in Settings.model_fields.items():
         assert (info.description or "").endswith("."), field
+
+
+def test_endpoints_and_routes_are_read_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = loaded(
+        monkeypatch,
+        RUNPOD_API_KEY="swordfish",
+        RUNPOD_LTX_VIDEO_ENDPOINT_ID="abc",
+        RUNPOD_ENDPOINT_ID="shared",
+        MEDIAMILL_ROUTES="zimage=local, ltx-video = runpod,",
+    )
+    settings = found.settings
+    assert (settings.runpod_endpoints, settings.runpod_endpoint_id) == ({"LTX_VIDEO": "abc"}, "shared")
+    assert settings.routes == {"zimage": "local", "ltx-video": "runpod"}
+    assert found.origins["runpod_endpoints"] == "RUNPOD_LTX_VIDEO_ENDPOINT_ID"
+    assert found.warnings == ()
+    assert "swordfish" not in repr(settings)
+
+
+@pytest.mark.parametrize("routes", ["zimage", "zimage=mars", "zimage=local,zimage=runpod", "zimage=RunPod"])
+def test_a_route_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch, routes: str) -> None:
+    with pytest.raises(Misconfigured, match=r"MEDIAMILL_ROUTES='.*accepted are NAME=local and NAME=runpod"):
+        loaded(monkeypatch, MEDIAMILL_ROUTES=routes)

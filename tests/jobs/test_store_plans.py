@@ -33,6 +33,10 @@ def next_lane(_job_id: UUID) -> Statement:
     return SQL["choose_lane"], (["cpu/fake"], ["cpu/fake"], 30.0, 12.0)
 
 
+def left_elsewhere(_job_id: UUID) -> Statement:
+    return SQL["left_elsewhere"], (8,)
+
+
 def next_ticket(_job_id: UUID) -> Statement:
     query = queue._QUEUE.build_dequeue_query(
         batch_size=1,
@@ -54,7 +58,7 @@ async def test_a_long_queue_is_not_read_through(store: JobStore, analysed: bool)
             await connection.execute("ANALYZE job")
         pages = await connection.fetchval("SELECT pg_relation_size('job') / 8192")
         assert pages > PAGES
-        asked: list[Callable[[UUID], Statement]] = [place_in_queue, status, next_lane, next_ticket]
+        asked: list[Callable[[UUID], Statement]] = [place_in_queue, status, next_lane, next_ticket, left_elsewhere]
         for ask in asked:
             text, values = ask(UUID(jobs[-1].id))
             transaction = connection.transaction()

@@ -29,6 +29,7 @@ from mediamill.errors import (
 )
 from mediamill.model import (
     Artifact,
+    Elsewhere,
     Event,
     InputFile,
     Job,
@@ -148,7 +149,7 @@ async def go(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     performed = await perform(
-        Assignment(of or job(), 3, rest.pop("deadline_s", 30.0)),
+        Assignment(of or job(), 3, rest.pop("deadline_s", 30.0), rest.pop("elsewhere", None)),
         provider=provider,
         storage=into or storage(),
         inputs=rest.pop("inputs", Files({})),
@@ -396,3 +397,66 @@ async def test_publishing_survives_a_storage_that_hiccups(tmp_path: Path) -> Non
     performed, _ = await go(Scripted(two_files), tmp_path, into=where)
     await publish(performed, where)
     assert len([key async for key, _ in where.list("outputs")]) == 2
+
+
+class Far:
+    """A provider whose work others take; tells whether its handle was kept when it was closed or asked to go on."""
+
+    def __init__(self, *, then: Script = one_file) -> None:
+        self.then = then
+        self.kept: list[bool] = []
+
+    async def run(self, work: Work, *, scratch: Path, deadline_s: float) -> AsyncIterator[Event]:
+        taken = Elsewhere(work.elsewhere or "far/1")
+        try:
+            yield taken
+        finally:
+            self.kept.append(taken.kept)
+        async for event in self.then(work, scratch):
+            yield event
+
+
+async def test_the_handle_of_work_elsewhere_is_kept_before_anything_else(tmp_path: Path) -> None:
+    far, kept = Far(), []
+
+    async def keep(handle: str) -> None:
+        kept.append((handle, list(far.kept)))
+
+    performed, _ = await go(far, tmp_path, keep_elsewhere=keep, elsewhere="far/0")
+    assert (kept, far.kept) == ([("far/0", [])], [True])
+    assert [s.artifact.name for s in performed.staged] == ["clip.mp4"]
+
+
+async def test_work_elsewhere_that_nobody_keeps_stays_the_providers(tmp_path: Path) -> None:
+    far = Far()
+    await go(far, tmp_path)
+    assert far.kept == [False]
+
+
+async def test_a_handle_that_cannot_be_kept_ends_the_attempt(tmp_path: Path) -> None:
+    async def keep(_handle: str) -> None:
+        raise LeaseLost
+
+    far = Far()
+    with pytest.raises(LeaseLost):
+        await go(far, tmp_path, keep_elsewhere=keep)
+    assert far.kept == [False]
+
+
+async def test_keeping_is_not_broken_off_half_way(tmp_path: Path) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def keep(_handle: str) -> None:
+        begun.set()
+        await go_on.wait()
+
+    far = Far()
+    going = asyncio.create_task(go(far, tmp_path, keep_elsewhere=keep))
+    await begun.wait()
+    going.cancel()
+    await asyncio.sleep(0)
+    assert not going.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await going
+    assert far.kept == [True]

@@ -107,14 +107,14 @@ async def _prepared(deps: Deps, caller: Caller, asked: _Asked) -> Submission:
     await check_room(deps)
     job_id = new_id()
     replaced = await deps.inputs.stage(asked.refs, job_id)
-    whole = _with(request.model_dump(mode="json"), replaced)
+    whole = catalog.with_values(request.model_dump(mode="json"), replaced)
     if replaced and entry.split:
         request = entry.request.model_validate(whole)  # so that the parts hold references too
     parts = entry.split(request, settings.split_above, settings.split_parts) if entry.split else ()
     return Submission(
         model=entry.name,
         input=whole,
-        pool=catalog.pool_of(entry, settings.fake_engines),
+        pool=catalog.pool_of(entry, settings),
         contract=asked.contract,
         job_id=job_id,
         webhook_url=asked.wish.webhook_url,
@@ -218,20 +218,6 @@ def _free_bytes(folder: Path) -> int:
     """Room on the disk of a folder that may not exist yet."""
     there = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
     return shutil.disk_usage(there).free
-
-
-def _with(whole: dict[str, Json], replaced: Mapping[str, str]) -> dict[str, Json]:
-    """`whole` with the values at dotted paths replaced, in place."""
-    for path, value in replaced.items():
-        *parents, last = path.split(".")
-        holder: Any = whole
-        for step in parents:
-            holder = holder[int(step)] if isinstance(holder, list) else holder[step]
-        if isinstance(holder, list):
-            holder[int(last)] = value
-        else:
-            holder[last] = value
-    return whole
 
 
 async def unstage(deps: Deps, submission: Submission) -> None:

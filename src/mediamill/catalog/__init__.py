@@ -5,6 +5,7 @@ Imports no GPU library: the API process reads this.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from mediamill import keys, plugins
-from mediamill.config import Settings
+from mediamill.config import Place, Settings, variable_part
 from mediamill.errors import Detail, InvalidRequest, Misconfigured, NotFound
 from mediamill.model import Job, Json
 
@@ -169,6 +170,8 @@ class Entry:
     weights: Weights | None = None
 
 
+SHARED = "shared"
+"""Stands for the RunPod endpoint of RUNPOD_ENDPOINT_ID where catalog names are listed."""
 MAX_DETAILS = 1000
 """Wrong fields named in one reply."""
 
@@ -200,9 +203,12 @@ def get(name: str) -> Entry:
 
 def engine_of(entry: Entry, fake_engines: Sequence[str]) -> str:
     """File name in `engines/` that serves this entry, given the names (or "all") that shall run on the fake one."""
+    return "fake" if _is_faked(entry, fake_engines) else entry.engine
+
+
+def _is_faked(entry: Entry, fake_engines: Sequence[str]) -> bool:
     generative = entry.pool == "gpu"
-    faked = entry.name in fake_engines or (generative and "all" in fake_engines)
-    return "fake" if faked else entry.engine
+    return entry.name in fake_engines or (generative and "all" in fake_engines)
 
 
 def check_fakes(fake_engines: Sequence[str]) -> None:
@@ -213,9 +219,56 @@ def check_fakes(fake_engines: Sequence[str]) -> None:
         raise Misconfigured(f"MEDIAMILL_FAKE_ENGINES names {names}; there are: all, {', '.join(load())}.")
 
 
-def pool_of(entry: Entry, fake_engines: Sequence[str]) -> Pool:
-    """The pool whose workers run this entry: fake engines need no GPU."""
-    return "cpu" if engine_of(entry, fake_engines) == "fake" else entry.pool
+def place_of(entry: Entry, settings: Settings) -> Place:
+    """Where jobs of this entry run: the only decision about it.
+
+    What shall run on the fake engine runs here, whatever the routes say: trying things out never costs money. Else
+    MEDIAMILL_ROUTES says it; else an entry with an endpoint of its own goes to RunPod when the key is there, too.
+    """
+    if _is_faked(entry, settings.fake_engines):
+        return "local"
+    own = variable_part(entry.name) in settings.runpod_endpoints and settings.runpod_api_key is not None
+    return settings.routes.get(entry.name) or ("runpod" if own else "local")
+
+
+def routed(settings: Settings) -> list[Entry]:
+    """The entries whose jobs run somewhere else than on workers of this installation."""
+    return [entry for entry in load().values() if place_of(entry, settings) != "local"]
+
+
+def endpoint_of(entry: Entry, settings: Settings) -> str | None:
+    """Id of the RunPod endpoint for this entry, whether or not its jobs go there."""
+    own = settings.runpod_endpoints.get(variable_part(entry.name))
+    return own or (settings.runpod_endpoint_id if settings.routes.get(entry.name) == "runpod" else None)
+
+
+def endpoints(settings: Settings) -> dict[str, str]:
+    """Every configured RunPod endpoint, by catalog name; the one without a name of its own as `SHARED`."""
+    found = {name: endpoint for name, entry in load().items() if (endpoint := endpoint_of(entry, settings))}
+    shared = settings.runpod_endpoint_id
+    return found if shared is None or shared in found.values() else {**found, SHARED: shared}
+
+
+def check_routes(settings: Settings) -> None:
+    """Raises Misconfigured for a name in MEDIAMILL_ROUTES that no entry has, and for a route that lacks a setting."""
+    unknown = sorted(settings.routes.keys() - load().keys())
+    if unknown:
+        raise Misconfigured(f"MEDIAMILL_ROUTES names {', '.join(map(repr, unknown))}; there are: {', '.join(load())}.")
+    for entry in routed(settings):
+        if settings.runpod_api_key is None:
+            raise Misconfigured(f"MEDIAMILL_ROUTES sends {entry.name} to RunPod; that needs RUNPOD_API_KEY.")
+        if endpoint_of(entry, settings) is None:
+            variable = f"RUNPOD_{variable_part(entry.name)}_ENDPOINT_ID"
+            raise Misconfigured(
+                f"MEDIAMILL_ROUTES sends {entry.name} to RunPod; that needs {variable} or RUNPOD_ENDPOINT_ID."
+            )
+
+
+def pool_of(entry: Entry, settings: Settings) -> Pool:
+    """The pool whose workers run this entry: fake engines need no GPU, work elsewhere needs nothing but patience."""
+    if place_of(entry, settings) != "local":
+        return "remote"
+    return "cpu" if engine_of(entry, settings.fake_engines) == "fake" else entry.pool
 
 
 def validate(entry: Entry, raw: Mapping[str, Json]) -> tuple[Any, tuple[str, ...]]:
@@ -298,6 +351,18 @@ def input_refs(request: BaseModel, prefix: str = "") -> Iterator[InputRef]:
                     yield from input_refs(item, f"{path}.{i}.")
                 elif source is not None and isinstance(item, str):
                     yield InputRef(f"{path}.{i}", item, source)
+
+
+def with_values(fields: Mapping[str, Json], values: Mapping[str, Json]) -> dict[str, Json]:
+    """A deep copy of a request's `fields` with these values at dotted paths."""
+    whole: dict[str, Json] = copy.deepcopy(dict(fields))
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        holder: Any = whole
+        for step in parents:
+            holder = holder[int(step)] if isinstance(holder, list) else holder[step]
+        holder[int(last) if isinstance(holder, list) else last] = value
+    return whole
 
 
 def _source_inside(annotation: Any) -> Source | None:

@@ -1,4 +1,4 @@
-"""`longcat`: audio-driven avatars. Documented; its jobs are answered with NotImplementedYet until it exists."""
+"""`longcat`: audio-driven avatars. Documented; its jobs are answered with NotImplementedYet unless they go elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediamill.catalog import AudioUrl, Entry, ImageUrl, Request, register
+from mediamill.catalog import AudioUrl, Entry, ImageUrl, Request, place_of, register
 from mediamill.config import Settings
 from mediamill.errors import NotImplementedYet
 
@@ -30,11 +30,14 @@ class LongCatRequest(Request):
         return self
 
 
-def _allow(_request: Any, _settings: Settings) -> None:
-    raise NotImplementedYet("longcat (LongCat-Video-Avatar) does not exist here yet.")
+def _allow(_request: Any, settings: Settings) -> None:
+    if place_of(ENTRY, settings) == "local":
+        raise NotImplementedYet(
+            "longcat (LongCat-Video-Avatar) does not exist here yet; RUNPOD_LONGCAT_ENDPOINT_ID and RUNPOD_API_KEY send it to RunPod."
+        )
 
 
-register(
+ENTRY = register(
     Entry(
         name="longcat",
         summary="Audio-driven avatar with LongCat-Video-Avatar (not there yet).",

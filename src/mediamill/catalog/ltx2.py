@@ -7,7 +7,19 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mediamill.catalog import AudioUrl, Entry, EvenPx, ImageUrl, Request, Seed, VideoUrl, Weights, engine_of, register
+from mediamill.catalog import (
+    AudioUrl,
+    Entry,
+    EvenPx,
+    ImageUrl,
+    Request,
+    Seed,
+    VideoUrl,
+    Weights,
+    engine_of,
+    place_of,
+    register,
+)
 from mediamill.config import Settings
 from mediamill.errors import NotImplementedYet
 
@@ -74,7 +86,7 @@ class Ltx2Request(Request):
 
 
 def _allow(_request: Any, settings: Settings) -> None:
-    if engine_of(ENTRY, settings.fake_engines) != "fake":
+    if place_of(ENTRY, settings) == "local" and engine_of(ENTRY, settings.fake_engines) != "fake":
         raise NotImplementedYet(
             "ltx2 has no engine here yet; set MEDIAMILL_FAKE_ENGINES=ltx2 to try its API with fake clips."
         )

@@ -1,4 +1,4 @@
-"""`wav2lip`: lip-sync of a video. Documented; its jobs are answered with NotImplementedYet until it exists."""
+"""`wav2lip`: lip-sync of a video. Documented; its jobs are answered with NotImplementedYet unless they go elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from mediamill.catalog import AudioUrl, Entry, Request, VideoUrl, register
+from mediamill.catalog import AudioUrl, Entry, Request, VideoUrl, place_of, register
 from mediamill.config import Settings
 from mediamill.errors import NotImplementedYet
 
@@ -22,11 +22,14 @@ class Wav2LipRequest(Request):
     pad_right: int = Field(0, ge=0, le=50)
 
 
-def _allow(_request: Any, _settings: Settings) -> None:
-    raise NotImplementedYet("wav2lip does not exist here yet.")
+def _allow(_request: Any, settings: Settings) -> None:
+    if place_of(ENTRY, settings) == "local":
+        raise NotImplementedYet(
+            "wav2lip does not exist here yet; RUNPOD_WAV2LIP_ENDPOINT_ID and RUNPOD_API_KEY send it to RunPod."
+        )
 
 
-register(
+ENTRY = register(
     Entry(
         name="wav2lip",
         summary="Lip-sync of a video to speech with Wav2Lip (not there yet).",

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mediamill import catalog
-from mediamill.config import Loaded, Settings
+from mediamill.config import FAMILIES, Loaded, Settings, variable_part
 from mediamill.errors import MediamillError
+from mediamill.variables import NAME
 
 OLDEST_POSTGRESQL = 14
 _CUDA = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
 _START_TIMEOUT_S = 60.0
+_ENDPOINT_TIMEOUT_S = 5.0
 _SAMPLES = {
     "Latin": "Ação",
     "Greek": "Γειά",
@@ -44,19 +46,25 @@ async def findings(loaded: Loaded) -> AsyncIterator[Finding]:
         yield each
     yield await database(settings)
     yield await storage(settings)
+    async for each in elsewhere(settings):
+        yield each
     for check in (ffmpeg, encoders, fonts, gpu):
         yield await asyncio.to_thread(check, settings)
 
 
 def unknown(loaded: Loaded) -> Iterator[Finding]:
-    """Variables that mean nothing here, also model places of no catalog entry."""
+    """Variables that mean nothing here, also those about no catalog entry."""
     for sentence in loaded.unknown:
         yield Finding("settings", sentence, "Correct or remove it.")
-    known = {name.upper().replace("-", "_") for name in catalog.load()}
-    for name in sorted(set(loaded.settings.model_locations) - known):
-        fact = f"MEDIAMILL_MODEL_{name} names no catalog entry"
-        yield Finding("settings", fact, f"Accepted are: {', '.join(f'MEDIAMILL_MODEL_{k}' for k in sorted(known))}.")
-    if not loaded.unknown and set(loaded.settings.model_locations) <= known:
+    known = {variable_part(name) for name in catalog.load()}
+    wrong = False
+    for field, template in FAMILIES.items():
+        variables = {name: template.replace(NAME, name) for name in known | getattr(loaded.settings, field).keys()}
+        for name in sorted(variables.keys() - known):
+            wrong = True
+            accepted = ", ".join(sorted(variables[k] for k in known))
+            yield Finding("settings", f"{variables[name]} names no catalog entry", f"Accepted are: {accepted}.")
+    if not (loaded.unknown or wrong):
         yield Finding("settings", f"{len(loaded.origins)} given, all known")
 
 
@@ -131,6 +139,33 @@ async def storage(settings: Settings) -> Finding:
         return Finding("storage", f"{mode_of(settings)}: {error}", "Correct the STORAGE_MODE, S3_* or R2_* settings.")
     room = "" if free_bytes is None else f", {free_bytes / 1024**3:.1f} GiB free"
     return Finding("storage", f"{mode_of(settings)}: wrote, read and deleted an object{room}")
+
+
+async def elsewhere(settings: Settings) -> AsyncIterator[Finding]:
+    """What runs on RunPod, and whether its endpoints answer."""
+    from mediamill.providers import runpod
+
+    try:
+        catalog.check_routes(settings)
+    except MediamillError as error:
+        yield Finding("RunPod", str(error), "Set it, or correct MEDIAMILL_ROUTES.")
+        return
+    routed = {entry.name: catalog.endpoint_of(entry, settings) or "" for entry in catalog.routed(settings)}
+    if not routed:
+        yield Finding("RunPod", "no model runs there")
+        return
+    client = runpod.Client(settings)
+    try:
+        for name, endpoint in routed.items():
+            try:
+                told = await client.health(endpoint, timeout_s=_ENDPOINT_TIMEOUT_S)
+            except MediamillError as error:
+                mend = f"Correct RUNPOD_API_KEY, RUNPOD_{variable_part(name)}_ENDPOINT_ID or MEDIAMILL_ROUTES."
+                yield Finding("RunPod", f"{name} runs there: {error}", mend)
+            else:
+                yield Finding("RunPod", f"{name} runs on endpoint {endpoint}, workers: {told.get('workers')}")
+    finally:
+        await client.close()
 
 
 def ffmpeg(settings: Settings) -> Finding:

@@ -95,8 +95,8 @@ async def here(
     on_preview: Callable[[Path], None] | None = None,
 ) -> Delivered:
     """Carry it out in a child process of ours."""
-    entry = catalog.get(order.model)
-    values = _with(order.fields, {name: f"file:{path.name}" for name, path in order.files.items()})
+    entry, settings = catalog.get(order.model), settings.unrouted()
+    values = catalog.with_values(order.fields, {name: f"file:{path.name}" for name, path in order.files.items()})
     request, warnings = catalog.validate(entry, values)
     here = entry.allow(request, settings) or ()
     work = Work(
@@ -106,7 +106,7 @@ async def here(
         params=request.model_dump(mode="json"),
         inputs={name: _input(name, path) for name, path in order.files.items()},
     )
-    pool = catalog.pool_of(entry, settings.fake_engines)
+    pool = catalog.pool_of(entry, settings)
     alone = settings.model_copy(update={"cpu_slots": settings.cpu_slots or 1})  # nothing else runs beside it
     provider = plugins.load("providers", "local").create(alone, pool=pool)
     delivered = Delivered(warnings=[*warnings, *here])
@@ -123,9 +123,9 @@ async def here(
                         found = dict(event.values)
                         delivered.warnings += found.pop("warnings", ())
                         delivered.output.update(found)
-                    elif not event.preview:
+                    elif isinstance(event, OutputFile) and not event.preview:
                         made.append(event)
-                    elif on_preview is not None:
+                    elif isinstance(event, OutputFile) and on_preview is not None:
                         on_preview(event.path)
         finally:
             await provider.close()
@@ -157,7 +157,7 @@ async def by_service(
         for done, (name, path) in enumerate(order.files.items()):
             on_progress(0.0, f"uploading {done + 1}/{len(order.files)}")
             sent[name] = await service.upload(path)
-        job = await service.submit(order.model, _with(order.fields, sent))
+        job = await service.submit(order.model, catalog.with_values(order.fields, sent))
         seen = None
 
         async def told(job: Mapping[str, Any]) -> None:
@@ -214,20 +214,6 @@ def _is_file(out: Path) -> bool:
 def _check_room(out: Path, results: int) -> None:
     if _is_file(out) and results > 1:
         raise InvalidRequest(f"--out: {str(out)!r} is one file and there are {results} results; name a folder.")
-
-
-def _with(fields: Mapping[str, Json], values: Mapping[str, Json]) -> dict[str, Json]:
-    """A deep copy of `fields` with values at dotted paths."""
-    import copy
-
-    whole: dict[str, Json] = copy.deepcopy(dict(fields))
-    for path, value in values.items():
-        *parents, last = path.split(".")
-        holder: Any = whole
-        for step in parents:
-            holder = holder[int(step)] if isinstance(holder, list) else holder[step]
-        holder[int(last) if isinstance(holder, list) else last] = value
-    return whole
 
 
 def _input(name: str, path: Path) -> InputFile:

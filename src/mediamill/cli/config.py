@@ -47,7 +47,7 @@ def shown(loaded: Loaded) -> Iterator[dict[str, Any]]:
         value = getattr(loaded.settings, field)
         text = "********" if is_secret(field) and value else _text(value)
         yield {
-            "setting": next(iter(names(field)), "MEDIAMILL_MODEL_<NAME>"),
+            "setting": names(field)[0],
             "value": text,
             "source": loaded.origins.get(field, "default"),
         }

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def _worker(
     pool: Annotated[str, typer.Option(help="Which jobs to take: cpu, gpu, gpu:N or remote.")] = "cpu",
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at once. [default: 1 for every 2 cores, 1 a GPU]")
+        int | None, typer.Option(min=1, help="Jobs at once. [default: 1 for every 2 cores, 1 a GPU, 100 remote]")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder for everything that is written.")] = None,
     supervisor: Annotated[int | None, typer.Option(hidden=True, help="Die with this process.")] = None,

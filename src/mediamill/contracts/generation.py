@@ -20,6 +20,7 @@ from mediamill.errors import Detail, InvalidRequest, MediamillError, NotFound
 from mediamill.model import Artifact, Job, Json, Status
 
 QUEUED_MESSAGE = "Job queued. Poll GET /api/v1/generate/{jobId} for status."
+QUEUED_ON_RUNPOD_MESSAGE = "Job queued on RunPod. Poll GET /api/v1/generate/{jobId} for status."
 """As documented, braces included."""
 MAX_BULK = 50
 _ENVELOPE = ("model", "webhookUrl", "webhook_url")
@@ -280,14 +281,14 @@ def below(error: ErrorT, index: int) -> ErrorT:
     return _retold(error, f"jobs.{index}: {error.message}", details)
 
 
-def accepted(job: Job) -> dict[str, Json]:
-    """The 202."""
+def accepted(job: Job, *, on_runpod: bool = False) -> dict[str, Json]:
+    """The 202; it names the place where the job will run."""
     body: dict[str, Json] = {
         "success": True,
         "jobId": job.id,
         "model": job.model,
         "status": "queued",
-        "message": QUEUED_MESSAGE,
+        "message": QUEUED_ON_RUNPOD_MESSAGE if on_runpod else QUEUED_MESSAGE,
     }
     return body | told_warnings(job)
 

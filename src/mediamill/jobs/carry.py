@@ -147,18 +147,24 @@ class Carry:
         taken, tools = self.taken, self.tools
         await asyncio.to_thread(self._folder.mkdir, parents=True)
         self._performed = await perform(
-            Assignment(taken.job, taken.attempt, taken.run_deadline_s),
+            Assignment(taken.job, taken.attempt, taken.run_deadline_s, taken.elsewhere),
             provider=self.provider,
             storage=tools.storage,
             inputs=tools.inputs,
             scratch=self._folder,
             on_progress=self._note,
             on_preview=self._note_preview,
+            keep_elsewhere=self._keep_elsewhere,
         )
         return await publish(self._performed, tools.storage, still_ours=self._still_ours)
 
     def _note_preview(self, key: str) -> None:
         self._preview = key
+
+    async def _keep_elsewhere(self, handle: str) -> None:
+        """From now on the row decides: the next attempt goes on with it, and the job's end ends it there."""
+        if not await self._insist(lambda: self._store.keep_elsewhere(*self._fence, handle)):
+            raise LeaseLost
 
     def _note(self, progress: Progress) -> None:
         self._latest, self._noted_s = progress, time.monotonic()

@@ -123,6 +123,7 @@ class _Starter:
             run_deadline_s=row["run_timeout_s"],
             lease_until=self.asked_at + self.rules.lease_s,
             sealed=row["sealed"],
+            elsewhere=row["elsewhere"],
         )
 
     async def _start_otherwise(self, connection: Connection) -> Record | None:

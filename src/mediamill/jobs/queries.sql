@@ -139,12 +139,12 @@ WHERE status = 'running' AND parts = 0 AND lane = ANY($1::text[])
 UPDATE job AS j SET {starting}
 WHERE j.id = $1 AND j.queue_id = $2 AND j.status = 'queued' AND NOT j.cancel_requested
     AND j.queue_deadline_at > clock_timestamp()
-RETURNING {envelope}, j.sealed, j.run_timeout_s, pg_notify('mediamill_job', j.id::text)
+RETURNING {envelope}, j.sealed, j.elsewhere, j.run_timeout_s, pg_notify('mediamill_job', j.id::text)
 
 -- name: start_again
 UPDATE job AS j SET {starting}, lost_workers = lost_workers + 1
 WHERE j.id = $1 AND j.queue_id = $2 AND j.status = 'running' AND j.attempt = $4
-RETURNING {envelope}, j.sealed, j.run_timeout_s, pg_notify('mediamill_job', j.id::text)
+RETURNING {envelope}, j.sealed, j.elsewhere, j.run_timeout_s, pg_notify('mediamill_job', j.id::text)
 
 -- name: start_parent
 UPDATE job SET status = 'running', started_at = coalesce(started_at, clock_timestamp())
@@ -170,6 +170,9 @@ SELECT EXISTS (
     SELECT FROM publication WHERE key = ANY($2::text[]) AND job_id <> $1 AND deleting_until > clock_timestamp()
 )
 
+-- name: keep_elsewhere
+UPDATE job SET elsewhere = $3 WHERE id = $1 AND attempt = $2 AND status = 'running' RETURNING true
+
 -- name: hand_back
 UPDATE job SET status = 'queued', phase = NULL, progress = 0, message = NULL, worker = NULL, beat_at = NULL,
     run_deadline_at = NULL, crashes = crashes + $3, ready_at = clock_timestamp() + make_interval(secs => $4),
@@ -193,6 +196,7 @@ RETURNING pg_notify('mediamill_job', id::text)
 -- name: end_job
 UPDATE job AS j SET status = $4, finished_at = clock_timestamp(), phase = NULL, sealed = NULL, worker = NULL,
     progress = CASE WHEN $4 = 'succeeded' THEN 1 ELSE progress END,
+    elsewhere = CASE WHEN $4 = 'succeeded' THEN NULL ELSE elsewhere END,
     output = $5, error_code = $6, error_message = $7, warnings = warnings || $9::jsonb,
     timings = jsonb_build_object(
         'queued_s', round(extract(epoch FROM coalesce(started_at, clock_timestamp()) - created_at), 3)
@@ -229,6 +233,15 @@ WHERE parts = 0 AND status = 'running' AND (
     OR run_deadline_at < clock_timestamp() - make_interval(secs => $2)
 )
 LIMIT 500
+
+-- name: left_elsewhere
+-- What nobody could end there for a week has long been over by itself.
+SELECT id, elsewhere FROM job
+WHERE elsewhere IS NOT NULL AND finished_at > clock_timestamp() - interval '7 days'
+ORDER BY finished_at LIMIT $1
+
+-- name: ended_elsewhere
+UPDATE job SET elsewhere = NULL WHERE id = $1 AND elsewhere = $2 AND finished_at IS NOT NULL
 
 -- name: live_tickets
 SELECT id, queue_id FROM job

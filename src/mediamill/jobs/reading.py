@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 from uuid import UUID
 
-from mediamill.errors import Detail, InvalidRequest, NotFound
+from mediamill.errors import NotFound
 from mediamill.jobs import making
-from mediamill.jobs.database import Connection, Database, Record
+from mediamill.jobs.database import Connection, Database
 from mediamill.jobs.ending import SQL, jobs_of
 from mediamill.jobs.events import Events
 from mediamill.jobs.rows import Batch, Idempotency, Page, Rules, WorkerSeen, clean_text, dump, parse_id
@@ -73,7 +72,7 @@ class JobReader:
             if row is None:
                 raise NotFound(f"There is no batch {batch_id!r}.")
             jobs = await jobs_of(connection, await connection.fetch(SQL["get_batch_jobs"], uuid))
-        return _batch_of(row, jobs)
+        return batch_of(row, jobs)
 
     async def parts(self, job_id: str) -> Jobs:
         """The parts of a job, in order; none when it was not split."""
@@ -105,7 +104,7 @@ class JobReader:
             ("j.created_at > {}", created_after),
             ("j.created_at < {}", created_before),
             ("j.metadata @> {}::jsonb", None if metadata is None else dump(metadata)),
-            ("j.id > {}" if order == "asc" else "j.id < {}", None if after is None else _cursor_id(after)),
+            ("j.id > {}" if order == "asc" else "j.id < {}", None if after is None else cursor_id(after)),
         ]
         used = [(text, value) for text, value in filters if value is not None]
         conditions = "".join(f" AND {text.format(f'${n}')}" for n, (text, _) in enumerate(used, start=1))
@@ -113,7 +112,7 @@ class JobReader:
         async with self.database.connection() as connection:
             rows = await connection.fetch(SQL["list_jobs"] + conditions + tail, *(value for _, value in used))
             jobs = await jobs_of(connection, rows[:limit])
-        return Page(tuple(jobs), _cursor(jobs[-1].id) if len(rows) > limit else None)
+        return Page(tuple(jobs), cursor(jobs[-1].id) if len(rows) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job once it has ended, or as it is after `timeout_s` seconds. Raises NotFound."""
@@ -166,26 +165,3 @@ class JobReader:
 
 def _with_position(job: Job, ahead: int) -> Job:
     return replace(job, position=ahead if ahead <= _POSITION_CAP else None)
-
-
-def _batch_of(row: Record, jobs: Sequence[Job]) -> Batch:
-    return Batch(
-        id=str(row["id"]),
-        jobs=tuple(jobs),
-        created_at=row["created_at"],
-        webhook_url=row["webhook_url"],
-        contract=row["contract"],
-        metadata=None if row["metadata"] is None else json.loads(row["metadata"]),
-    )
-
-
-def _cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(UUID(job_id).bytes).decode().rstrip("=")
-
-
-def _cursor_id(text: str) -> UUID:
-    try:
-        return UUID(bytes=base64.b64decode(text + "==", altchars=b"-_", validate=True))
-    except ValueError as error:
-        detail = Detail("after", "must be the `next_cursor` of an earlier page")
-        raise InvalidRequest(f"after: {text[:80]!r} is not a cursor of this list.", details=(detail,)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import secrets
@@ -14,7 +15,7 @@ from typing import Any, TypedDict
 from uuid import UUID
 
 from mediamill.config import Settings
-from mediamill.errors import NotFound
+from mediamill.errors import Detail, InvalidRequest, NotFound
 from mediamill.jobs.database import Record
 from mediamill.model import Artifact, Job, JobError, Json, MediaFacts, Phase, Status
 
@@ -99,6 +100,8 @@ class Taken:
     lease_until: float
     """`time.monotonic()` until which the job is surely ours; each beat gives a new one."""
     sealed: bytes | None = None
+    elsewhere: str | None = None
+    """The handle under which an earlier attempt left the work on somebody else's machines."""
 
 
 class Told(TypedDict, total=False):
@@ -192,6 +195,20 @@ def parse_id(text: str, *, what: str = "job") -> UUID:
     return found
 
 
+def cursor(job_id: str) -> str:
+    """Where a page of a list ends, as callers pass it on."""
+    return base64.urlsafe_b64encode(UUID(job_id).bytes).decode().rstrip("=")
+
+
+def cursor_id(text: str) -> UUID:
+    """The job that a cursor stands for. Raises InvalidRequest."""
+    try:
+        return UUID(bytes=base64.b64decode(text + "==", altchars=b"-_", validate=True))
+    except ValueError as error:
+        detail = Detail("after", "must be the `next_cursor` of an earlier page")
+        raise InvalidRequest(f"after: {text[:80]!r} is not a cursor of this list.", details=(detail,)) from error
+
+
 def clean_text(text: str, *, limit: int | None = None) -> str:
     """Without what PostgreSQL cannot hold (NUL, lone surrogates), and cut to `limit` characters."""
     kept = text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
@@ -268,6 +285,18 @@ def job_of(row: Record, artifacts: Sequence[Artifact] = (), *, position: int | N
 def _phase(text: str | None) -> Phase | None:
     """A phase that a newer release wrote and this one does not know is none."""
     return Phase(text) if text in set(Phase) else None
+
+
+def batch_of(row: Record, jobs: Sequence[Job]) -> Batch:
+    """A batch of its row."""
+    return Batch(
+        id=str(row["id"]),
+        jobs=tuple(jobs),
+        created_at=row["created_at"],
+        webhook_url=row["webhook_url"],
+        contract=row["contract"],
+        metadata=_load(row["metadata"]),
+    )
 
 
 _FACTS = frozenset(f.name for f in fields(MediaFacts))

@@ -189,6 +189,11 @@ class JobStore(JobReader):
         lease_until = asked_at + self.rules.lease_s
         return Beat(row is not None, row is not None and row["cancel_requested"], asked_at, lease_until)
 
+    async def keep_elsewhere(self, job_id: str, attempt: int, handle: str) -> bool:
+        """Note that somebody else's machines have the work, for the next attempt. False when this one is stale."""
+        async with self.database.connection() as connection:
+            return bool(await connection.fetchval(SQL["keep_elsewhere"], parse_id(job_id), attempt, handle))
+
     async def succeed(
         self,
         job_id: str,
@@ -313,6 +318,17 @@ class JobStore(JobReader):
     async def fail_expired(self) -> int:
         """End what is past its deadline and mend what lost its ticket; returns how many jobs were touched."""
         return await upkeep.fail_expired(self.database, self.rules)
+
+    async def left_elsewhere(self, *, limit: int = 8) -> dict[str, str]:
+        """Handles by job id: work that may still go on on somebody else's machines though its job has ended here."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(SQL["left_elsewhere"], limit)
+        return {str(row["id"]): row["elsewhere"] for row in rows}
+
+    async def ended_elsewhere(self, job_id: str, handle: str) -> None:
+        """It does not go on any more."""
+        async with self.database.connection() as connection:
+            await connection.execute(SQL["ended_elsewhere"], parse_id(job_id), handle)
 
     async def prune(self, *, ended_before_s: float | None, limit: int = 100) -> Jobs:
         """Tidy up, and list ended jobs (with their parts) that are older than `ended_before_s` seconds.

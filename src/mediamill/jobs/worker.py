@@ -18,15 +18,16 @@ from mediamill.config import Settings
 from mediamill.errors import Misconfigured, StorageError, StoreUnavailable
 from mediamill.inputs import UrlGuard
 from mediamill.jobs.carry import PAUSES_S, Carry, Interrupt, SlotProvider, Tools
+from mediamill.jobs.elsewhere import LeftElsewhere
 from mediamill.jobs.events import Wake
 from mediamill.jobs.files import opened_files
 from mediamill.jobs.fleet import ANNOUNCE_EVERY_S, host_of, name_of
+from mediamill.jobs.places import opened_place
 from mediamill.jobs.store import JobStore, Rules, Taken
 from mediamill.jobs.sweep import Sweeper, scratch_folder
 from mediamill.jobs.webhooks import Webhooks, signers
 from mediamill.model import Storage
 from mediamill.perform import InputSource
-from mediamill.providers import local
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class WorkerDeps:
     """Called once for each slot."""
     webhooks: Webhooks | None = None
     sweeper: Sweeper | None = None
+    left_elsewhere: LeftElsewhere | None = None
 
 
 @dataclass(eq=False)
@@ -76,10 +78,8 @@ class Worker:
         """Work until `stop` is set and running jobs have ended or were handed back; at once when cancelled."""
         deps = self._deps
         helpers = [asyncio.create_task(self._announce())]
-        if deps.webhooks is not None:
-            helpers.append(asyncio.create_task(self._kept_up(deps.webhooks.run)))
-        if deps.sweeper is not None:
-            helpers.append(asyncio.create_task(self._kept_up(deps.sweeper.run)))
+        chores = (deps.webhooks, deps.sweeper, deps.left_elsewhere)
+        helpers += [asyncio.create_task(self._kept_up(chore.run)) for chore in chores if chore is not None]
         _log.info("worker started", extra={"worker": self.name, "pool": self._pool, "slots": len(self._slots)})
         with scratch_folder(deps.settings.scratch_root, self.name) as scratch:
             tools = Tools(deps.store, deps.storage, deps.inputs, scratch.resolve())
@@ -251,6 +251,7 @@ async def opened(settings: Settings, *, pool: str, stop: asyncio.Event) -> Async
         files = await stack.enter_async_context(opened_files(settings, store, public_url=public_url))
         guard = UrlGuard(settings.fetch_allow)
         stack.push_async_callback(guard.close)
+        place = await stack.enter_async_context(opened_place(settings, pool, files))
         webhooks = Webhooks(
             store,
             storage=files.storage,
@@ -269,10 +270,11 @@ async def opened(settings: Settings, *, pool: str, stop: asyncio.Event) -> Async
             settings=settings,
             store=store,
             storage=files.storage,
-            inputs=files.inputs,
-            provider=lambda: local.create(settings, pool=pool),
+            inputs=place.inputs,
+            provider=place.slot,
             webhooks=webhooks,
             sweeper=sweeper,
+            left_elsewhere=place.end and LeftElsewhere(store, place.end),
         )
 
 

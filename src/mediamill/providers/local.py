@@ -35,18 +35,26 @@ RECYCLE_BYTES = 2 * 1024**3
 _GUARD = Path(__file__).with_name("_guard.py")
 
 
-def create(settings: Settings, *, pool: str = "cpu", recycle_bytes: int = RECYCLE_BYTES) -> LocalProvider:
-    """A provider for one slot of `pool` ("cpu", "gpu", "gpu:1"); its child starts with the first job."""
-    return LocalProvider(settings, pool=pool, recycle_bytes=recycle_bytes)
+def create(
+    settings: Settings, *, pool: str = "cpu", engine: str | None = None, recycle_bytes: int = RECYCLE_BYTES
+) -> LocalProvider:
+    """A provider for one slot of `pool` ("cpu", "gpu", "gpu:1"); its child starts with the first job.
+
+    `engine`: what runs all work there, in place of the engine of its catalog entry.
+    """
+    return LocalProvider(settings, pool=pool, engine=engine, recycle_bytes=recycle_bytes)
 
 
 class LocalProvider:
     """Runs one piece of work at a time in its child."""
 
-    def __init__(self, settings: Settings, *, pool: str = "cpu", recycle_bytes: int = RECYCLE_BYTES) -> None:
-        """`recycle_bytes`: a child that has grown by this much with the same models held is replaced."""
+    def __init__(
+        self, settings: Settings, *, pool: str = "cpu", engine: str | None = None, recycle_bytes: int = RECYCLE_BYTES
+    ) -> None:
+        """See `create`. `recycle_bytes`: a child that has grown by this much with the same models held is replaced."""
         self._settings = settings
         self._pool = pool
+        self._engine = engine
         self._grace_s = settings.cancel_grace_s
         self._recycle_bytes = recycle_bytes
         self._child: _Child | None = None
@@ -107,7 +115,7 @@ class LocalProvider:
         if self._ending is not None:
             await asyncio.shield(self._ending)
         self._number += 1
-        engine = catalog.engine_of(catalog.get(work.model), self._settings.fake_engines)
+        engine = self._engine or catalog.engine_of(catalog.get(work.model), self._settings.fake_engines)
         command = {"say": "run", "run": self._number, "engine": engine, "scratch": str(scratch.resolve())}
         for _ in range(2):
             child = await self._ready()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mediamill import catalog
 from mediamill.config import Settings
 from mediamill.errors import Misconfigured
 
@@ -24,11 +25,15 @@ class Pool:
 
 
 def chosen(settings: Settings, names: Sequence[str] = ()) -> list[Pool]:
-    """The pools asked for, else those this machine can serve: the CPU, and each GPU or, without one, `gpu` on the CPU.
+    """The pools asked for, else what this machine can serve.
 
-    Raises: Misconfigured for a name that is not `cpu`, `gpu`, `gpu:N` or `remote`.
+    That is the CPU, each GPU or, without one, `gpu` on the CPU, and `remote` where jobs of some model run elsewhere.
+
+    Raises: Misconfigured for a name that is not `cpu`, `gpu`, `gpu:N` or `remote`, and for routes that cannot be.
     """
-    wanted = list(names) or ["cpu", *([f"gpu:{i}" for i in range(gpu_count())] or ["gpu"])]
+    catalog.check_routes(settings)
+    here = ["cpu", *([f"gpu:{i}" for i in range(gpu_count())] or ["gpu"])]
+    wanted = list(names) or [*here, *(["remote"] if catalog.routed(settings) else [])]
     return [Pool(name, slots(settings, name)) for name in wanted]
 
 

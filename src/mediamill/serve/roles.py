@@ -37,6 +37,7 @@ def _run(settings: Settings, work: Callable[[asyncio.Event], Coroutine[Any, Any,
 
     async def main() -> None:
         catalog.check_fakes(settings.fake_engines)
+        catalog.check_routes(settings)
         stop = asyncio.Event()
         task = asyncio.ensure_future(work(stop))
 

@@ -89,7 +89,8 @@ async def create(
         if latest.status.ended:
             body = generation.reply(latest, await urls_of(deps, latest)) | generation.told_warnings(latest)
             return accepted(latest, body, replayed=replayed, status=200)
-    return accepted(job, generation.accepted(job), replayed=replayed)
+    on_runpod = catalog.place_of(catalog.get(job.model), deps.settings) == "runpod"
+    return accepted(job, generation.accepted(job, on_runpod=on_runpod), replayed=replayed)
 
 
 @router.post(

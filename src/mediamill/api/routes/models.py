@@ -22,7 +22,7 @@ router = ContractRouter(
 
 @router.get("/v1/models", summary="Every model and operation", responses=openapi.errors(openapi.COMMON_ERRORS))
 async def listing(deps: DepsDep) -> dict[str, Any]:
-    """Name, summary, JSON schema of the input, examples, worker pool and kind of output of each."""
+    """Name, summary, JSON schema of the input, examples, kind of output, and where the jobs of each run."""
     return {"data": [_described(entry, deps.settings) for entry in catalog.load().values()]}
 
 
@@ -37,7 +37,8 @@ def _described(entry: Entry, settings: Settings) -> dict[str, Any]:
         "name": entry.name,
         "summary": entry.summary,
         "output_kind": entry.output_kind,
-        "pool": catalog.pool_of(entry, settings.fake_engines),
+        "pool": catalog.pool_of(entry, settings),
+        "place": catalog.place_of(entry, settings),
         "fake": catalog.engine_of(entry, settings.fake_engines) == "fake",
         "licence": entry.licence,
         "input_schema": openapi.schema_of(entry.request),

@@ -78,6 +78,8 @@ async def _video(deps: Deps, job: Job, *, response_format: str) -> str:
 
 @router.get("/api/v1/text-to-video/health", summary="Whether clips can be made")
 async def health(deps: DepsDep) -> dict[str, Any]:
-    """The model and what runs it: `diffusers`, or `fake`."""
-    engine = catalog.engine_of(catalog.get(MODEL), deps.settings.fake_engines)
+    """The model and what runs it: `diffusers`, `fake`, or `runpod`."""
+    entry, settings = catalog.get(MODEL), deps.settings
+    place = catalog.place_of(entry, settings)
+    engine = catalog.engine_of(entry, settings.fake_engines) if place == "local" else place
     return {"status": "ok", "model": MODEL, "engine": engine}

@@ -1,4 +1,4 @@
-"""`/video/*`, `/job/{id}`, `/runpod/*`: the video processing contract."""
+"""`/video/*`, `/job/{id}`: the video processing contract."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from mediamill.contracts import native
 from mediamill.contracts import video_processing as video
 from mediamill.model import Job, Json, Status
 
-router = ContractRouter(
-    error_reply=video.error_reply, covers=("/video/", "/job/", "/runpod/"), tags=["video processing"]
-)
+router = ContractRouter(error_reply=video.error_reply, covers=("/video/", "/job/"), tags=["video processing"])
 
 _EXAMPLES: Mapping[str, Mapping[str, Json]] = {
     "img2vid": {
@@ -116,24 +114,3 @@ async def _result(deps: Deps, job: Job) -> Mapping[str, Json] | None:
         return native.reply(job, urls)
     reply: Mapping[str, Json] = plugins.load("contracts", job.contract).reply(job, urls)
     return reply
-
-
-@router.get("/runpod/health", summary="RunPod endpoints", responses=openapi.errors(openapi.COMMON_ERRORS))
-async def runpod_health() -> dict[str, Any]:
-    """Health of each configured endpoint."""
-    return {"configured": False, "message": "RunPod is not configured: all jobs run on local workers.", "endpoints": {}}
-
-
-@router.get("/runpod/config", summary="Limits in force", responses=openapi.errors(openapi.COMMON_ERRORS))
-async def runpod_config(deps: DepsDep) -> dict[str, Any]:
-    """The effective limits; no secrets."""
-    settings = deps.settings
-    return {
-        "configured": False,
-        "idleTimeout": settings.runpod_idle_timeout_s,
-        "maxTimeout": settings.blocking_limit_s,
-        "batchSize": settings.batch_size,
-        "splitAbove": settings.split_above,
-        "maxWorkers": settings.split_parts,
-        "maxClipSeconds": settings.max_clip_s,
-    }
