@@ -23,6 +23,7 @@ SECTIONS = {
     "cpu_slots": "Work",
     "webhook_secret": "Webhooks",
     "device": "Models",
+    "serve_model": "Serverless",
     "server": "The command line",
     "node_env": "Accepted and unused",
 }
