@@ -66,8 +66,9 @@ class Endpoint:
 
     async def answer(self, raw: Json) -> tuple[int, dict[str, Json]]:
         """Status and body of one call."""
+        job_id = uuid.uuid4().hex
         try:
-            return 200, await attempted(self._answer(raw))
+            return 200, await attempted(self._answer(raw, job_id), job_id=job_id)
         except MediamillError as error:
             status = _STATUSES.get(error.code, 500)
             return status, contract.error_reply(error, status)
@@ -95,7 +96,7 @@ class Endpoint:
             status, found = await self.answer(raw)
         return JSONResponse(found, status_code=status)
 
-    async def _answer(self, raw: Json) -> dict[str, Json]:
+    async def _answer(self, raw: Json, job_id: str) -> dict[str, Json]:
         if not isinstance(raw, Mapping):
             raise _not_json("the body must be an object")
         asked = contract.request(raw)
@@ -103,7 +104,7 @@ class Endpoint:
         if not inline and not self._slot.has_bucket:
             message = f"url needs a bucket: set {BUCKET_VARIABLES} where this is deployed; accepted here: base64"
             raise InvalidRequest(message, details=[Detail("response_format", message)])
-        order = checked(self._slot.settings, asked.model, asked.input, job_id=uuid.uuid4().hex)
+        order = checked(self._slot.settings, asked.model, asked.input, job_id=job_id)
         try:
             async with asyncio.timeout(self._limit_s):
                 done = await self._slot.do(order, inline=inline)

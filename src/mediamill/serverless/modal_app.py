@@ -18,6 +18,7 @@ from mediamill import config
 from mediamill.config import Settings
 from mediamill.contracts.text_to_video import LIMIT_S
 from mediamill.serverless.endpoint import MODEL, MOST_AT_ONCE, Endpoint
+from mediamill.serverless.slot import log_to_stderr
 
 WEIGHTS = "/weights"
 """Where the volume of the weights is mounted."""
@@ -63,6 +64,7 @@ def environment(settings: Settings) -> dict[str, str | None]:
 def endpoint() -> Endpoint:
     """The container's only one: its weights stay loaded between calls."""
     settings = config.load().settings
+    log_to_stderr(settings.log_level)
     config.export(settings)
     return Endpoint(settings, limit_s=ANSWER_IN_S)
 

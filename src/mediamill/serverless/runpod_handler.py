@@ -25,7 +25,7 @@ from mediamill.errors import Detail, InvalidRequest, MediamillError, Misconfigur
 from mediamill.model import Artifact, Json, Phase, Progress
 from mediamill.providers._environment import engine_settings
 from mediamill.serverless.report import report
-from mediamill.serverless.slot import Done, Slot, attempted, checked
+from mediamill.serverless.slot import Done, Slot, attempted, checked, log_to_stderr
 
 _log = logging.getLogger(__name__)
 
@@ -76,18 +76,19 @@ def asked(job: Mapping[str, Any], served: str | None) -> Asked:
     fields = dict(raw)
     field = "operation" if "operation" in fields or _is_field_of(served, fields.get("model")) else "model"
     name = fields.pop(field, None) or served
-    accepted = ", ".join((*catalog.load(), TEST))
+    names = (*catalog.load(), TEST)
+    accepted = ", ".join(names)
     if name is None:
         detail = Detail("model", "is required, or MEDIAMILL_SERVE_MODEL on the worker")
         raise InvalidRequest(f"model: {detail.message}; accepted are {accepted}.", details=[detail])
-    if name != TEST and name not in catalog.load():
+    if name not in names:
         raise _wrong(field, f"must be one of {accepted}", name)
     return Asked(name, fields, _job_id(fields.pop("job_id", None) or job.get("id")))
 
 
 def _is_field_of(served: str | None, model: Json) -> bool:
     """Whether `model` is no name of an entry but the served one's own field, as the size of the speech model is."""
-    return served is not None and model not in catalog.load() and "model" in catalog.get(served).request.model_fields
+    return served is not None and model not in tuple(catalog.load()) and "model" in catalog.get(served).request.model_fields
 
 
 def _job_id(value: Json) -> str:
@@ -162,9 +163,13 @@ class Handler:
     async def handle(self, job: dict[str, Any]) -> dict[str, Json]:
         """The result, or `{"error": sentence}`, with which the SDK ends the job as FAILED."""
         try:
-            return await attempted(self._do(job))
+            return await attempted(self._do(job), job_id=job.get("id"))
         except MediamillError as error:
             return {"error": error.message}
+
+    async def close(self) -> None:
+        """End the child. Safe to repeat; the child also ends with this process."""
+        await self._slot.close()
 
     async def _do(self, job: dict[str, Any]) -> dict[str, Json]:
         wanted = asked(job, self._served)
@@ -182,9 +187,9 @@ class Handler:
 
 def main() -> None:
     """Serve RunPod, or do the one job of `--test_input` or test_input.json, then exit."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     try:
         loaded = config.load()
+        log_to_stderr(loaded.settings.log_level)
         config.export(loaded.settings)
         handler = Handler(loaded.settings, _tell_nobody if IS_LOCAL_TEST else runpod.serverless.progress_update)
     except MediamillError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,13 @@ def checked(settings: Settings, model: str, raw: Mapping[str, Json], *, job_id: 
     return Order(entry, request.model_dump(mode="json"), job_id, (*warnings, *here))
 
 
-async def attempted(work: Awaitable[T]) -> T:
+def log_to_stderr(level: str) -> None:
+    """One line a state change. `level`: debug, info, warning or error."""
+    form = "%(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=level.upper(), stream=sys.stderr, format=form, force=True)
+
+
+async def attempted(work: Awaitable[T], *, job_id: object) -> T:
     """The job edge of a container: whatever goes wrong is logged and raised as an error that the caller may read.
 
     Raises: MediamillError.
@@ -69,12 +76,12 @@ async def attempted(work: Awaitable[T]) -> T:
         return await work
     except MediamillError as error:
         tail = error.log_tail if isinstance(error, EngineFailed) else ""
-        _log.warning("job failed: %s%s", error.message, f"\n{tail}" if tail else "")
+        _log.warning("job %s failed: %s%s", job_id, error.message, f"\n{tail}" if tail else "")
         if isinstance(error, StorageError):  # where files are kept is for whoever runs this, not for its callers
             raise type(error) from error
         raise
     except Exception as error:
-        _log.exception("job failed unexpectedly")
+        _log.exception("job %s failed unexpectedly", job_id)
         raise MediamillError(f"The job failed unexpectedly ({type(error).__name__}).") from error
 
 
@@ -125,6 +132,7 @@ class Slot:
         """
         async with self._turn, self._opened(inline=inline) as (results, inputs):
             started_at = datetime.now(UTC)
+            _log.info("job %s started: %s", order.job_id, order.entry.name)
             running = Job(
                 order.job_id,
                 order.entry.name,
@@ -137,6 +145,7 @@ class Slot:
             )
             performed, artifacts = await self._carry(running, order.entry, results, inputs, on_progress)
             files = await _contents(results, artifacts, inline_bytes) if inline else await _urls(results, artifacts)
+            _log.info("job %s succeeded: %s", order.job_id, performed.timings)
             return Done(_ended(running, performed, artifacts), files)
 
     async def close(self) -> None:
