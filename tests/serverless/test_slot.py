@@ -190,7 +190,7 @@ async def test_with_a_bucket_files_lie_under_the_job_and_urls_come_back(tmp_path
     assert moved["artifacts"][0]["url"].endswith("/P/video_1.mp4"), (
         "the own bucket's URL was read, no address was asked"
     )
-    assert ("runpod-1", "generating") in told
+    assert ("runpod-1", "encoding") in told
     server = S3Server(found.s3_endpoint or "", _text(found.s3_access_key_id), _text(found.s3_secret_access_key))
     sizes = {meta["path"]: meta["size"] for meta in server.store(found.s3_bucket or "").list().collect()}
     assert sizes == {

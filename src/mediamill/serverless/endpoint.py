@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -73,12 +73,12 @@ class Endpoint:
             status = _STATUSES.get(error.code, 500)
             return status, contract.error_reply(error, status)
 
-    async def batch(self, requests: Sequence[Json]) -> list[dict[str, Json]]:
+    async def batch(self, requests: list[Json]) -> list[dict[str, Json]]:
         """The body of each, in order; one that failed has `detail` and does not lose the others.
 
         Raises: InvalidRequest: none, or more than `MOST_AT_ONCE`.
         """
-        if not isinstance(requests, Sequence) or not 1 <= len(requests) <= MOST_AT_ONCE:
+        if not isinstance(requests, list) or not 1 <= len(requests) <= MOST_AT_ONCE:
             raise InvalidRequest(f"requests: must be a list of 1 to {MOST_AT_ONCE} requests.")
         return [(await self.answer(raw))[1] for raw in requests]
 

@@ -88,7 +88,11 @@ def asked(job: Mapping[str, Any], served: str | None) -> Asked:
 
 def _is_field_of(served: str | None, model: Json) -> bool:
     """Whether `model` is no name of an entry but the served one's own field, as the size of the speech model is."""
-    return served is not None and model not in tuple(catalog.load()) and "model" in catalog.get(served).request.model_fields
+    return (
+        served is not None
+        and model not in tuple(catalog.load())
+        and "model" in catalog.get(served).request.model_fields
+    )
 
 
 def _job_id(value: Json) -> str:
