@@ -23,7 +23,8 @@ def clean_environment(data_dir: Path, **settings: str) -> dict[str, str]:
     """Ours without settings and secrets, then the given ones."""
     kept = {k: v for k, v in os.environ.items() if k not in _SETTINGS and not k.startswith(("MEDIAMILL_", "RUNPOD_"))}
     home = {"HOME": str(data_dir), "MEDIAMILL_DATA_DIR": str(data_dir), "DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
-    return {**kept, **home, "PYTHONPATH": str(ROOT), **settings}
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # others may need the cores too
+    return {**kept, **home, **one_thread, "PYTHONPATH": str(ROOT), **settings}
 
 
 @dataclass

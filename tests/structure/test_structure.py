@@ -36,7 +36,9 @@ def named_in_a_test(words: tuple[str, ...]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", ["catalog", "engines", "storage", "providers", "contracts", "api.routes", "cli"])
+@pytest.mark.parametrize(
+    "kind", ["catalog", "engines", "storage", "providers", "contracts", "api.routes", "cli", "serverless"]
+)
 def test_every_plugin_has_a_test_of_its_own(kind: str) -> None:
     untested = []
     for name in plugins.names(kind):
