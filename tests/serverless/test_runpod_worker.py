@@ -103,7 +103,7 @@ async def test_what_goes_wrong_ends_one_job_and_the_next_one_works(tmp_path: Pat
         assert await process.left() == []
 
 
-async def test_a_stopped_job_stops_its_work_and_keeps_the_child(tmp_path: Path) -> None:
+async def test_a_stopped_job_stops_its_work_and_a_killed_worker_its_child(tmp_path: Path) -> None:
     async with worker(tmp_path, MEDIAMILL_SERVE_MODEL="fake") as (host, process):
         plain = {"kind": "image", "width": 32, "height": 32}
         await host.done(plain)
@@ -114,6 +114,11 @@ async def test_a_stopped_job_stops_its_work_and_keeps_the_child(tmp_path: Path) 
         assert "output" in await host.done(plain)
         assert process.child().pid == child
         assert long not in host.results
+        await host.working(host.put({**plain, "work_s": 3000}))
+        held_by = process.child()
+        process.process.kill()
+        await process.process.wait()
+        assert held_by not in await process.left()
 
 
 async def test_the_operation_test_tells_what_works(tmp_path: Path) -> None:

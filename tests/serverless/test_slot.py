@@ -1,4 +1,4 @@
-"""One container's slot, and what the RunPod handler makes of an input, in this process."""
+"""One container's slot, and what a RunPod worker makes of a job, in this process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mediamill.config import Settings
 from mediamill.engines.diffusers import entries_for
 from mediamill.errors import Detail, InvalidRequest, MediamillError, Misconfigured, StorageUnavailable, TooLarge
 from mediamill.model import Phase, Progress
-from mediamill.serverless.runpod_handler import Handler, Telling, asked, served_model
 from mediamill.serverless.slot import Slot, attempted, checked
+from mediamill.serverless.worker import Handler, Telling, asked, served_model
 from tests.fixtures_s3 import S3Server
 from tests.tiny_pipelines import as_hub_cache
 
