@@ -84,15 +84,19 @@ async def test_two_jobs_on_one_worker_load_the_weights_once(
 async def test_what_goes_wrong_ends_one_job_and_the_next_one_works(tmp_path: Path) -> None:
     async with worker(tmp_path, MEDIAMILL_FAKE_ENGINES="fake") as (host, process):
         plain = {"model": "fake", "kind": "image", "width": 32, "height": 32}
-        for asked, words in (
-            ({**plain, "width": 5}, ("width", "5", "16")),
-            ({**plain, "misbehave": "crash"}, ("died",)),
-            ({**plain, "misbehave": "oom"}, ("memory", "lower")),
-            ({"model": "zimage", "prompt": "x", "image_url": "http://127.0.0.1:1/a.png"}, ("image_url", "127.0.0.1")),
-            ({"model": "fake", "kind": "audio", "duration_s": 90}, ("bytes", "S3_BUCKET")),
+        for asked, code, words in (
+            ({**plain, "width": 5}, "invalid_request", ("width", "5", "16")),
+            ({**plain, "misbehave": "crash"}, "crashed", ("died",)),
+            ({**plain, "misbehave": "oom"}, "out_of_memory", ("memory", "lower")),
+            (
+                {"model": "zimage", "prompt": "x", "image_url": "http://127.0.0.1:1/a.png"},
+                "invalid_request",
+                ("image_url", "127.0.0.1"),
+            ),
+            ({"model": "fake", "kind": "audio", "duration_s": 90}, "too_large", ("bytes", "S3_BUCKET")),
         ):
             ended = await host.done(asked)
-            assert "output" not in ended
+            assert ended["output"] == {"code": code}
             assert all(word in ended["error"] for word in words), ended
             assert "Traceback" not in ended["error"]
         ended = await host.done(plain)

@@ -156,11 +156,11 @@ class Handler:
         self._tell = tell
 
     async def handle(self, job: dict[str, Any]) -> dict[str, Json]:
-        """The result, or `{"error": sentence}`, with which the SDK ends the job as FAILED."""
+        """The result; or `{"error": sentence, "code"}`, with which the SDK ends the job as FAILED, `output` being `code`."""
         try:
             return await attempted(self._do(job), job_id=job.get("id"))
         except MediamillError as error:
-            return {"error": error.message}
+            return {"error": error.message, "code": error.code}
 
     async def close(self) -> None:
         """End the child. Safe to repeat; the child also ends with this process."""
