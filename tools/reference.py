@@ -22,8 +22,8 @@ SECTIONS = {
     "fetch_allow": "Inputs",
     "cpu_slots": "Work",
     "webhook_secret": "Webhooks",
-    "device": "Models",
     "serve_model": "Serverless",
+    "device": "Models",
     "server": "The command line",
     "node_env": "Accepted and unused",
 }
