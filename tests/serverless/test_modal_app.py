@@ -202,6 +202,7 @@ print(json.dumps({
 async def test_the_app_is_the_documents_and_takes_the_deployers_settings_along(tmp_path: Path) -> None:
     settings = {
         "S3_BUCKET_NAME": "clips",
+        "S3_ACCESS_KEY": "id",
         "S3_SECRET_KEY": "hidden",
         "HF_TOKEN": "token",
         "MEDIAMILL_FETCH_ALLOW": "10.0.0.0/8,cdn.local",
@@ -220,6 +221,7 @@ async def test_the_app_is_the_documents_and_takes_the_deployers_settings_along(t
     assert (facts["gpu"], facts["max"]) == ("H100", 3)
     assert facts["given"] == {
         "S3_BUCKET": "clips",
+        "S3_ACCESS_KEY_ID": "id",
         "S3_SECRET_ACCESS_KEY": "hidden",
         "HF_TOKEN": "token",
         "MEDIAMILL_FETCH_ALLOW": "10.0.0.0/8,cdn.local",
@@ -228,6 +230,15 @@ async def test_the_app_is_the_documents_and_takes_the_deployers_settings_along(t
     wanted = " ".join(facts["requirements"])
     assert all(name in wanted for name in ("torch", "diffusers", "fastapi", "obstore"))
     assert not any(name in wanted for name in ("faster-whisper", "runpod", "modal", "extra"))
+
+
+async def test_settings_that_cannot_work_stop_the_deployment(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    environment = clean_environment(tmp_path, S3_BUCKET="clips")
+    command = ("-m", "modal", "deploy", "scripts/modal_ltx_video.py")
+    async with started(*command, cwd=ROOT, log=log, environment=environment) as process:
+        assert await process.process.wait() == 1
+    assert "S3_ACCESS_KEY_ID" in log.read_text()
 
 
 @pytest.mark.parametrize("place", [("scripts/modal_ltx_video.py",), ("-m", "mediamill.serverless.modal_app")])

@@ -121,8 +121,8 @@ def test_progress_is_told_by_phase_and_else_seldom() -> None:
     [
         ({}, "memory"),
         ({"storage_mode": "memory"}, "memory"),
-        ({"s3_bucket": "b"}, "s3"),
-        ({"r2_account_id": "a"}, "s3"),
+        ({"s3_bucket": "b", "s3_access_key_id": "k", "s3_secret_access_key": "s"}, "s3"),
+        ({"r2_account_id": "a", "r2_bucket": "b", "r2_access_key_id": "k", "r2_secret_access_key": "s"}, "s3"),
     ],
 )
 def test_results_go_to_the_bucket_that_is_named_else_into_the_reply(
@@ -133,9 +133,17 @@ def test_results_go_to_the_bucket_that_is_named_else_into_the_reply(
     assert slot.has_bucket == (mode == "s3")
 
 
-def test_files_that_nobody_could_reach_are_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"STORAGE_MODE=file.*S3_BUCKET"):
-        Slot(settings(tmp_path, storage_mode="file"))
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"storage_mode": "file"}, r"STORAGE_MODE=file.*S3_BUCKET"),
+        ({"s3_bucket": "b"}, r"S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY"),
+        ({"fake_engines": ("sora",)}, r"MEDIAMILL_FAKE_ENGINES names 'sora'"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_the_start(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(Misconfigured, match=words):
+        Slot(settings(tmp_path, **given))
 
 
 async def test_a_result_in_memory_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def endpoint() -> Endpoint:
 
 
 _settings = config.load().settings
+if modal.is_local():
+    Endpoint(_settings)  # what is wrong with them stops the deployment, not the first call
 
 app = modal.App(MODEL)
 

@@ -91,9 +91,11 @@ class Slot:
     def __init__(self, settings: Settings) -> None:
         """Starts nothing: the child comes with the first job and belongs to the event loop of that time.
 
-        Raises: Misconfigured: the storage cannot be used from here.
+        Raises: Misconfigured: a setting is missing or wrong, or the storage cannot be used from here.
         """
         self.settings = _inside(settings)
+        _open(self.settings)  # a variable that is missing is told now, not with the first result
+        catalog.check_fakes(settings.fake_engines)
         self._provider = local.create(self.settings, pool="gpu")
         self._turn = asyncio.Lock()
 
@@ -209,11 +211,15 @@ def _inside(settings: Settings) -> Settings:
 @contextlib.asynccontextmanager
 async def opened_storage(settings: Settings) -> AsyncIterator[Storage]:
     """The storage that a slot's settings name, closed after the block. Raises Misconfigured."""
-    storage = open_storage(settings, public_url="http://localhost", secret=b"nobody is served from here")
+    storage = _open(settings)
     try:
         yield storage
     finally:
         await storage.close()
+
+
+def _open(settings: Settings) -> Storage:
+    return open_storage(settings, public_url="http://localhost", secret=b"nobody is served from here")
 
 
 async def _clean(storage: Storage, folder: str) -> None:
