@@ -125,6 +125,17 @@ async def test_a_stopped_job_stops_its_work_and_a_killed_worker_its_child(tmp_pa
         assert held_by not in await process.left()
 
 
+async def test_a_worker_that_is_told_to_go_ends_its_job_first(tmp_path: Path) -> None:
+    async with worker(tmp_path) as (host, process):
+        job = host.put({"model": "fake", "kind": "image", "width": 32, "height": 32, "work_s": 2})
+        await host.working(job)
+        never = host.put({"operation": "test"})
+        assert await process.end() == 0
+        assert await process.left() == []
+        assert "output" in host.results[job][-1]
+    assert never not in host.results
+
+
 async def test_the_operation_test_tells_what_works(tmp_path: Path) -> None:
     async with worker(tmp_path) as (host, process):
         output = (await host.done({"operation": "test"}))["output"]
