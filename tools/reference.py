@@ -22,6 +22,7 @@ SECTIONS = {
     "fetch_allow": "Inputs",
     "cpu_slots": "Work",
     "webhook_secret": "Webhooks",
+    "serve_model": "Serverless",
     "device": "Models",
     "routes": "Places to run",
     "server": "The command line",

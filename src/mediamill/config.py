@@ -240,6 +240,19 @@ class Settings(BaseSettings):
         "MEDIAMILL_WEBHOOK_TIMEOUT_SECONDS", default=15.0, gt=0, description="Longest webhook call, seconds."
     )
 
+    # serverless
+    serve_model: str | None = _named(
+        "MEDIAMILL_SERVE_MODEL",
+        description="Model that a serverless worker runs when a job names none; unset: that of MODEL_NAME.",
+    )
+    modal_gpu: str = _named("MEDIAMILL_MODAL_GPU", default="A100-40GB", description="GPU of the Modal app.")
+    modal_max_containers: int = _named(
+        "MEDIAMILL_MODAL_MAX_CONTAINERS",
+        default=3,
+        ge=1,
+        description="Containers of one function of the Modal app at once, and so GPUs that are paid for, at most.",
+    )
+
     # models
     device: str | None = _named("DEVICE", description="Torch device; unset: cuda when present.")
     dtype: str | None = _named("DTYPE", description="Torch dtype; unset: bfloat16 where supported.")

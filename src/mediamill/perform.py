@@ -98,7 +98,7 @@ async def perform(
     inputs: InputSource,
     scratch: Path,
     on_progress: Callable[[Progress], None],
-    on_preview: Callable[[str], None] = lambda _key: None,
+    on_preview: Callable[[str], None] | None = None,
     keep_elsewhere: Callable[[str], Awaitable[None]] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Performed:
@@ -111,7 +111,7 @@ async def perform(
         inputs: Where input files come from.
         scratch: An empty folder; the caller deletes it.
         on_progress: Called in the event loop; fractions never fall.
-        on_preview: Called in the event loop with the key of each stored look at unfinished work.
+        on_preview: Called in the event loop with the key of each stored look at unfinished work; None: none is stored.
         keep_elsewhere: Keeps the handle of work that others took; it then outlives this attempt. None: it does not.
         patience_s: How long to keep trying to store one file.
 
@@ -285,7 +285,7 @@ class _Attempt:
 class _Uploads:
     """Outputs on their way into storage, a few at once, while the engine goes on."""
 
-    def __init__(self, storage: Storage, on_preview: Callable[[str], None], patience_s: float) -> None:
+    def __init__(self, storage: Storage, on_preview: Callable[[str], None] | None, patience_s: float) -> None:
         self._storage = storage
         self._on_preview = on_preview
         self._patience_s = patience_s
@@ -301,8 +301,10 @@ class _Uploads:
         self._tasks[file.name] = asyncio.create_task(self._put(file, staged_key, key))
 
     def preview(self, file: OutputFile, key: str) -> None:
+        if self._on_preview is None:
+            return
         self._looks += 1
-        task = asyncio.create_task(self._put_preview(file, key, self._looks))
+        task = asyncio.create_task(self._put_preview(file, key, self._looks, self._on_preview))
         self._previews.add(task)
         task.add_done_callback(self._previews.discard)
 
@@ -323,12 +325,12 @@ class _Uploads:
         artifact = Artifact(file.name, key, file.media_type, stored.size_bytes, stored.sha256, file.facts)
         return Staged(artifact, staged_key)
 
-    async def _put_preview(self, file: OutputFile, key: str, number: int) -> None:
+    async def _put_preview(self, file: OutputFile, key: str, number: int, tell: Callable[[str], None]) -> None:
         try:
             await self._storage.put(key, file.path, media_type=file.media_type)
             if number > self._shown:  # a slow storage may be done with a later one first
                 self._shown = number
-                self._on_preview(key)
+                tell(key)
         except (MediamillError, OSError) as error:
             _log.info("a preview was not stored: %s", error)
 

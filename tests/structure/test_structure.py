@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,16 @@ def test_every_plugin_has_a_test_of_its_own(kind: str) -> None:
     assert untested == []
 
 
-@pytest.mark.parametrize("module", ["mediamill.api.app", "mediamill.cli", "mediamill.serve.supervisor"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mediamill.api.app",
+        "mediamill.cli",
+        "mediamill.serve.supervisor",
+        "mediamill.serverless.endpoint",
+        "mediamill.serverless.worker",
+    ],
+)
 def test_what_serves_callers_imports_no_gpu_library(module: str) -> None:
     script = f"import sys, {module}; from mediamill import catalog, plugins; catalog.load()\n"
     script += "for kind in ('contracts', 'api.routes', 'storage'): plugins.load_all(kind)\n"
@@ -71,6 +81,13 @@ def test_no_import_goes_round_in_a_circle() -> None:
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert len(imports) > 100
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, naming the circle
+
+
+@pytest.mark.parametrize(("library", "file"), [("runpod", "runpod_handler.py"), ("modal", "modal_app.py")])
+def test_one_file_knows_the_library_of_a_cloud(library: str, file: str) -> None:
+    pattern = re.compile(rf"^\s*(?:import|from) {library}\b", re.MULTILINE)
+    knowing = [p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*.py") if pattern.search(p.read_text())]
+    assert knowing == [f"serverless/{file}"]
 
 
 def broad_excepts() -> Iterator[str]:

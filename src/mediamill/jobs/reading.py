@@ -16,7 +16,19 @@ from mediamill.jobs import making
 from mediamill.jobs.database import Connection, Database
 from mediamill.jobs.ending import SQL, jobs_of
 from mediamill.jobs.events import Events
-from mediamill.jobs.rows import Batch, Idempotency, Page, Rules, WorkerSeen, clean_text, dump, parse_id
+from mediamill.jobs.rows import (
+    Batch,
+    Idempotency,
+    Page,
+    Rules,
+    WorkerSeen,
+    batch_of,
+    clean_text,
+    cursor,
+    cursor_id,
+    dump,
+    parse_id,
+)
 from mediamill.model import Job, Json, Status
 
 _POSITION_CAP = 1000

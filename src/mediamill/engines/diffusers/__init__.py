@@ -30,7 +30,7 @@ from mediamill.engines.diffusers.steps import Call, Steps
 from mediamill.errors import EngineFailed, MediamillError, ModelUnavailable, NotImplementedYet, OutOfMemory
 from mediamill.model import EngineContext, Event, OutputData, OutputFile, Phase, Progress, Work
 
-__all__ = ["DiffusersEngine", "create", "family_of"]
+__all__ = ["DiffusersEngine", "create", "entries_for", "family_of"]
 
 log = logging.getLogger("mediamill.engines.diffusers")
 
@@ -50,6 +50,24 @@ def family_of(weights: Weights) -> Family:
     module: Any = importlib.import_module(name)
     family: Family = module
     return family
+
+
+def entries_for(source: str, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Catalog names that run the weights at a path or repo id: told by the repo id, else by the pipeline found there."""
+    entries = [entry for entry in catalog.load().values() if entry.weights is not None]
+    named = tuple(e.name for e in entries if e.weights is not None and e.weights.repo == source)
+    if named:
+        return named
+    folder = locate.find_folder(source, settings)
+    pipeline = locate.pipeline_in(folder) if folder is not None else ""
+    return tuple(e.name for e in entries if e.weights is not None and pipeline in _pipelines(e.weights))
+
+
+def _pipelines(weights: Weights) -> Sequence[str]:
+    try:
+        return family_of(weights).PIPELINES
+    except NotImplementedYet:
+        return ()
 
 
 class DiffusersEngine:

@@ -51,7 +51,7 @@ def configured(entry: Entry, settings: Mapping[str, str], *, pipelines: Sequence
     if not single or single == default:
         return default
     folder = find_folder(single, settings)
-    return single if folder is not None and _class_name(folder) in pipelines else default
+    return single if folder is not None and pipeline_in(folder) in pipelines else default
 
 
 def cache_folders(settings: Mapping[str, str]) -> list[Path]:
@@ -104,7 +104,7 @@ def located(source: str, settings: Mapping[str, str], *, name: str) -> Located:
         shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")  # noqa: PLR2004 - three names fit a line
         mend = f"finish it with `mediamill models pull {name}`" if is_repo_id(source) else "copy them again"
         raise ModelUnavailable(f"The weights of {name} ({source}) are incomplete: {shown}; {mend}.")
-    return Located(folder, source, _class_name(folder), _params(folder))
+    return Located(folder, source, pipeline_in(folder), _params(folder))
 
 
 def check_class(found: Located, pipelines: Sequence[str], *, name: str) -> None:
@@ -137,7 +137,8 @@ def _index(folder: Path) -> dict[str, object]:
     return index if isinstance(index, dict) else {}
 
 
-def _class_name(folder: Path) -> str:
+def pipeline_in(folder: Path) -> str:
+    """`_class_name` of a pipeline folder's model_index.json; "" where there is none."""
     return str(_index(folder).get("_class_name", ""))
 
 
