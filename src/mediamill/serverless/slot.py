@@ -205,7 +205,7 @@ def _inside(settings: Settings) -> Settings:
     mode = mode_of(settings)
     found = "memory" if mode in {"file", "stateless"} else mode
     alone = settings.cpu_slots or 1  # nothing else runs beside it
-    return settings.model_copy(update={"storage_mode": found, "cpu_slots": alone})
+    return settings.unrouted().model_copy(update={"storage_mode": found, "cpu_slots": alone})
 
 
 @contextlib.asynccontextmanager
