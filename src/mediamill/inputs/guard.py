@@ -62,8 +62,10 @@ class UrlGuard:
     async def session(self) -> aiohttp.ClientSession:
         """The shared session of this guard. Must be used in one event loop; `close` closes it."""
         if self._session is None or self._session.closed:
+            # named, since aiohttp takes another one where a package for it happens to be installed
+            resolver = self._resolver or aiohttp.ThreadedResolver()
             connector = aiohttp.TCPConnector(
-                socket_factory=self._socket, resolver=self._resolver, use_dns_cache=False, limit=64
+                socket_factory=self._socket, resolver=resolver, use_dns_cache=False, limit=64
             )
             self._session = aiohttp.ClientSession(
                 connector=connector, trust_env=False, middlewares=(self._judged,), cookie_jar=aiohttp.DummyCookieJar()
