@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from mediamill.jobs import queue
+from mediamill.jobs.database import Connection
 from mediamill.jobs.ending import SQL
 from mediamill.jobs.store import JobStore, Submission
 
@@ -59,7 +60,28 @@ async def test_a_long_queue_is_not_read_through(store: JobStore, analysed: bool)
             text, values = ask(UUID(jobs[-1].id))
             transaction = connection.transaction()
             await transaction.start()
-            told = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", *values))
+            await reads_little(connection, text, *values)
             await transaction.rollback()
-            plan = told[0]["Plan"]
-            assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES, (ask.__name__, told)
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+async def test_a_start_and_a_beat_find_their_row_and_ticket_by_key(store: JobStore, analysed: bool) -> None:
+    async with store.database.connection() as connection:
+        await connection.execute("VACUUM job, pgqueuer")
+        _, jobs = await store.submit_batch([Submission("fake", {"kind": "image"}, "cpu")] * QUEUED)
+        if analysed:
+            await connection.execute("ANALYZE job, pgqueuer")
+        job_id = UUID(jobs[-1].id)
+        ticket = await connection.fetchval("SELECT queue_id FROM job WHERE id = $1", job_id)
+        heartbeat = "SELECT heartbeat FROM pgqueuer WHERE id = $1"
+        before = await connection.fetchval(heartbeat, ticket)
+        await reads_little(connection, SQL["start_queued"], job_id, ticket, "a worker")
+        await reads_little(connection, queue.renewing(SQL["beat"]), job_id, 1, 0.5, None, None, None, None)
+        assert await connection.fetchval("SELECT progress FROM job WHERE id = $1", job_id) == 0.5
+        assert await connection.fetchval(heartbeat, ticket) > before
+
+
+async def reads_little(connection: Connection, text: str, *values: Any) -> None:
+    told = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", *values))
+    plan = told[0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES, told

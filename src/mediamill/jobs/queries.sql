@@ -134,20 +134,26 @@ ORDER BY priority DESC, starved AND NOT held DESC, held DESC, queue_id LIMIT 1
 SELECT extract(epoch FROM clock_timestamp() - min(beat_at))::float8 FROM job
 WHERE status = 'running' AND parts = 0 AND lane = ANY($1::text[])
 
--- name: start_queued
-UPDATE job AS j SET {starting}
-WHERE j.id = $1 AND j.queue_id = $2 AND j.status = 'queued' AND NOT j.cancel_requested
-    AND j.queue_deadline_at > clock_timestamp()
+-- name: and_parent
 RETURNING {envelope}, j.sealed, j.run_timeout_s, pg_notify('mediamill_job', j.id::text)
+), parent AS (
+    UPDATE job AS p SET status = 'running', started_at = coalesce(p.started_at, clock_timestamp())
+    FROM started WHERE p.id = started.parent_id AND p.status = 'queued' RETURNING pg_notify('mediamill_job', p.id::text)
+)
+SELECT * FROM started
+
+-- name: start_queued
+WITH started AS (
+    UPDATE job AS j SET {starting}
+    WHERE j.id = $1 AND j.queue_id = $2 AND j.status = 'queued' AND NOT j.cancel_requested
+        AND j.queue_deadline_at > clock_timestamp()
+    {and_parent}
 
 -- name: start_again
-UPDATE job AS j SET {starting}, lost_workers = lost_workers + 1
-WHERE j.id = $1 AND j.queue_id = $2 AND j.status = 'running' AND j.attempt = $4
-RETURNING {envelope}, j.sealed, j.run_timeout_s, pg_notify('mediamill_job', j.id::text)
-
--- name: start_parent
-UPDATE job SET status = 'running', started_at = coalesce(started_at, clock_timestamp())
-WHERE id = $1 AND status = 'queued' RETURNING pg_notify('mediamill_job', id::text)
+WITH started AS (
+    UPDATE job AS j SET {starting}, lost_workers = lost_workers + 1
+    WHERE j.id = $1 AND j.queue_id = $2 AND j.status = 'running' AND j.attempt = $4
+    {and_parent}
 
 -- while it runs
 

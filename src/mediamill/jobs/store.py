@@ -49,6 +49,7 @@ _PAGE_CAP = 200
 _REREAD_S = 5.0
 """A waiting reader looks again this often, in case a notification was lost."""
 _CRASH_DELAY_CAP_S = 60.0
+_BEAT = queue.renewing(SQL["beat"])
 
 # `JobStore.list` hides the builtin inside the class
 Jobs: TypeAlias = list[Job]
@@ -279,14 +280,7 @@ class JobStore:
         asked_at = time.monotonic()
         said = (message := told.get("message")) and clean_text(message, limit=MAX_MESSAGE)
         values = (told.get("progress"), told.get("phase"), said, told.get("eta_s"), told.get("preview"))
-
-        async def work(connection: Connection) -> Record | None:
-            row = await connection.fetchrow(SQL["beat"], parse_id(job_id), attempt, *values)
-            if row is not None and row["queue_id"] is not None:
-                await queue.beat(connection, [row["queue_id"]])
-            return row
-
-        row = await self.database.retried(work)
+        row = await self.database.fetchrow(_BEAT, parse_id(job_id), attempt, *values)
         lease_until = asked_at + self.rules.lease_s
         return Beat(row is not None, row is not None and row["cancel_requested"], asked_at, lease_until)
 
