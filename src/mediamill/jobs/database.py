@@ -172,6 +172,7 @@ class Database:
                 "statement_timeout": _ms(limits.statement_s),
                 "lock_timeout": _ms(limits.lock_s),
                 "idle_in_transaction_session_timeout": _ms(limits.idle_in_transaction_s),
+                "enable_seqscan": "off",  # a plan is kept that was made while the tables were empty
                 "tcp_keepalives_idle": "15",
                 "tcp_keepalives_interval": "5",
                 "tcp_keepalives_count": "3",
