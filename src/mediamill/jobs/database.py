@@ -172,7 +172,8 @@ class Database:
                 "statement_timeout": _ms(limits.statement_s),
                 "lock_timeout": _ms(limits.lock_s),
                 "idle_in_transaction_session_timeout": _ms(limits.idle_in_transaction_s),
-                "enable_seqscan": "off",  # a plan is kept that was made while the tables were empty
+                "enable_seqscan": "off",  # plans that were made while the tables were empty are kept;
+                "enable_sort": "off",  # so that they are right later: by an index, and in its order
                 "tcp_keepalives_idle": "15",
                 "tcp_keepalives_interval": "5",
                 "tcp_keepalives_count": "3",
