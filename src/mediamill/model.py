@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mediamill.media.facts import MediaFacts as MediaFacts  # noqa: PLC0414 - part of the envelope, made by the probe below
 
@@ -205,6 +205,15 @@ class Engine(Protocol):
 
     def held(self) -> Sequence[str]:
         """Catalog names whose weights are resident now; used for affinity."""
+        ...
+
+
+@runtime_checkable
+class SlowToImport(Protocol):
+    """An engine whose libraries take seconds to import."""
+
+    def begin_imports(self) -> bool:
+        """Begin to import them, in a thread, if there are weights to use them for; returns whether there are."""
         ...
 
 

@@ -83,6 +83,9 @@ class BombedProvider:
     def held(self) -> tuple[str, ...]:
         return self._inner.held()
 
+    async def prepare(self) -> None:
+        await self._inner.prepare()
+
     async def close(self) -> None:
         await self._inner.close()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.video_processor import VideoProcessor
 
 from mediamill import catalog
 from mediamill.catalog import Entry, Request, Weights, _entries, load, register
@@ -98,9 +99,21 @@ def test_frames_beyond_those_asked_for_are_dropped_undecoded() -> None:
     assert calls == [4]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_frames_are_rounded_like_diffusers_rounds_and_leave_the_decoded_part_as_it_is(dtype: torch.dtype) -> None:
+    part = torch.randn(1, 3, 3, 4, 6, generator=torch.Generator().manual_seed(3)).to(dtype)
+    before = part.clone()
+    frames = list(decode.to_frames(iter([part]), count=3, width_px=4, height_px=2))
+    video = VideoProcessor().postprocess_video(part.float(), output_type="np")[0]
+    expected = (video * 255).round().astype(np.uint8)[:, 1:3, 1:5]
+    assert np.array_equal(np.stack(frames), expected)
+    assert torch.equal(part, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_part_that_is_not_finite_ends_the_frames(bad: float) -> None:
-    good, poisoned = torch.zeros(1, 3, 2, 2, 2), torch.full((1, 3, 2, 2, 2), bad)
+    good, poisoned = torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2)
+    poisoned[0, 1, 1, 0, 1] = bad  # one value among good ones
     frames = decode.to_frames(iter([good, poisoned]), count=4, width_px=2, height_px=2)
     assert [next(frames).shape, next(frames).shape] == [(2, 2, 3)] * 2
     with pytest.raises(EngineFailed):

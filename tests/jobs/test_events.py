@@ -97,6 +97,19 @@ async def test_parts_and_batches_wake_workers_too(store: JobStore) -> None:
         assert await wake.wait(SOON_S)
 
 
+async def test_who_follows_a_parent_is_woken_by_its_first_part_alone(store: JobStore) -> None:
+    parent = await make(store, parts=[{"n": 0}, {"n": 1}])
+    async with store.events.job(parent.id) as wake:
+        await listening(store)
+        await settle(wake)
+        await take(store)
+        assert await wake.wait(SOON_S)
+        assert (await store.get(parent.id)).status is Status.RUNNING
+        await settle(wake)
+        await take(store)
+        assert not await wake.wait(0.1)
+
+
 async def test_a_webhook_to_deliver_wakes_its_deliverers(store: JobStore) -> None:
     job = await make(store, webhook_url="https://example.com")
     async with store.events.webhooks() as wake:

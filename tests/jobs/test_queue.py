@@ -55,7 +55,7 @@ async def test_a_lease_that_ran_out_gives_the_ticket_to_the_next_and_a_beat_keep
     assert await claim(store, lease_s=60) is None
     await sql(store, silent)
     async with store.database.connection() as connection:
-        await queue.beat(connection, [ticket])
+        await connection.execute(queue.renewing("SELECT $1::bigint AS queue_id"), ticket)
     assert await claim(store, lease_s=60) is None
     await sql(store, silent)
     again = await claim(store, lease_s=60)

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from mediamill.jobs import queue
+from mediamill.jobs.database import Connection
 from mediamill.jobs.ending import SQL
 from mediamill.jobs.store import JobStore, Submission
 
@@ -26,7 +27,7 @@ def place_in_queue(job_id: UUID) -> Statement:
 
 
 def status(job_id: UUID) -> Statement:
-    return SQL["get_jobs"], ([job_id],)
+    return SQL["get_job"], (job_id,)
 
 
 def next_lane(_job_id: UUID) -> Statement:
@@ -49,6 +50,9 @@ def next_ticket(_job_id: UUID) -> Statement:
     return query.sql, tuple(query.args)
 
 
+ASKED: list[Callable[[UUID], Statement]] = [place_in_queue, status, next_lane, next_ticket, left_elsewhere]
+
+
 @pytest.mark.parametrize("analysed", [False, True])
 async def test_a_long_queue_is_not_read_through(store: JobStore, analysed: bool) -> None:
     async with store.database.connection() as connection:
@@ -58,15 +62,12 @@ async def test_a_long_queue_is_not_read_through(store: JobStore, analysed: bool)
             await connection.execute("ANALYZE job")
         pages = await connection.fetchval("SELECT pg_relation_size('job') / 8192")
         assert pages > PAGES
-        asked: list[Callable[[UUID], Statement]] = [place_in_queue, status, next_lane, next_ticket, left_elsewhere]
-        for ask in asked:
+        for ask in ASKED:
             text, values = ask(UUID(jobs[-1].id))
             transaction = connection.transaction()
             await transaction.start()
-            told = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", *values))
+            await reads_little(connection, text, *values)
             await transaction.rollback()
-            plan = told[0]["Plan"]
-            assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES, (ask.__name__, told)
 
 
 _INSERT = """
@@ -95,3 +96,57 @@ async def test_jobs_that_began_are_not_read_through_again_and_again(store: JobSt
             text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SQL['count_ahead']}"
             told = json.loads(await connection.fetchval(text, last, 1001))
         assert told[0]["Plan"]["Shared Hit Blocks"] < PAGES, told
+
+
+async def test_a_plan_that_was_kept_since_the_queue_was_empty_does_not_read_it_through(store: JobStore) -> None:
+    asked = {ask.__name__: ask(uuid4())[0] for ask in ASKED}
+    connection = await store.database.connect()
+    try:
+        await connection.execute("VACUUM job, pgqueuer")
+        for name, text in asked.items():
+            await connection.execute(f"PREPARE {name} AS {text}")
+            for _ in range(10):  # after five times PostgreSQL may keep a plan
+                await connection.execute(executing(name, uuid4()))
+        _, jobs = await store.submit_batch([Submission("fake", {"kind": "image"}, "cpu")] * QUEUED)
+        for name in asked:
+            transaction = connection.transaction()
+            await transaction.start()
+            await reads_little(connection, executing(name, UUID(jobs[-1].id)))
+            await transaction.rollback()
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+async def test_a_start_and_a_beat_find_their_row_and_ticket_by_key(store: JobStore, analysed: bool) -> None:
+    async with store.database.connection() as connection:
+        await connection.execute("VACUUM job, pgqueuer")
+        _, jobs = await store.submit_batch([Submission("fake", {"kind": "image"}, "cpu")] * QUEUED)
+        if analysed:
+            await connection.execute("ANALYZE job, pgqueuer")
+        job_id = UUID(jobs[-1].id)
+        ticket = await connection.fetchval("SELECT queue_id FROM job WHERE id = $1", job_id)
+        heartbeat = "SELECT heartbeat FROM pgqueuer WHERE id = $1"
+        before = await connection.fetchval(heartbeat, ticket)
+        await reads_little(connection, SQL["start_queued"], job_id, ticket, "a worker")
+        await reads_little(connection, queue.renewing(SQL["beat"]), job_id, 1, 0.5, None, None, None, None)
+        assert await connection.fetchval("SELECT progress FROM job WHERE id = $1", job_id) == 0.5
+        assert await connection.fetchval(heartbeat, ticket) > before
+
+
+async def reads_little(connection: Connection, text: str, *values: Any) -> None:
+    told = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", *values))
+    plan = told[0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES, json.dumps(told)
+
+
+def executing(name: str, job_id: UUID) -> str:
+    """The call of a prepared statement, which takes no parameters of its own."""
+    values = next(ask(job_id)[1] for ask in ASKED if ask.__name__ == name)
+    return f"EXECUTE {name} ({', '.join(literal(value) for value in values)})"
+
+
+def literal(value: object) -> str:
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(literal(item) for item in value)}]"
+    return "NULL" if value is None else str(value) if isinstance(value, (int, float)) else f"'{value}'"

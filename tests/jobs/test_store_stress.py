@@ -87,7 +87,7 @@ async def test_the_library_alone_would_deadlock_in_one_transaction(database_url:
             assert ticket is not None
             await beater.execute("SELECT FROM job WHERE id = $1 FOR UPDATE", UUID(job.id))
             results = await asyncio.gather(
-                queue.beat(beater, [ticket.id]),
+                beater.execute(queue.renewing("SELECT $1::bigint AS queue_id"), ticket.id),
                 claimer.execute("UPDATE job SET attempt = attempt + 1 WHERE id = $1", UUID(job.id)),
                 return_exceptions=True,
             )

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from mediamill.model import Event, OutputData, OutputFile, Phase, Progress, Work
 from mediamill.providers import _wire as wire
 from mediamill.providers import local
 from mediamill.providers.local import LocalProvider
+from tests.fixtures_tiny import work_of
 
 
 def work(model: str = "fake", **params: Any) -> Work:
@@ -68,6 +69,47 @@ def _lives(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+async def test_a_child_imports_before_its_first_job_where_weights_are_at_hand(
+    tmp_path: Path, tiny_zimage: Path
+) -> None:
+    settings = Settings(device="cpu", model_locations={"ZIMAGE": str(tiny_zimage)}, data_dir=tmp_path)
+    provider = local.create(settings, pool="gpu")
+    try:
+        await provider.prepare()
+        prepared = provider.child_pid
+        assert prepared is not None
+        assert provider.held() == ()  # libraries, no weights
+        libraries = "site-packages/torch/lib/"
+        async with asyncio.timeout(120):
+            while libraries not in Path(f"/proc/{prepared}/maps").read_text():
+                await asyncio.sleep(0.1)
+        asked = work_of("zimage", prompt="a fox", width=64, height=64, steps=1)
+        events = await events_of(provider, asked, tmp_path, deadline_s=300)
+        assert [e.facts.width_px for e in events if isinstance(e, OutputFile)] == [64]
+        assert provider.child_pid == prepared
+    finally:
+        await provider.close()
+
+
+@pytest.mark.parametrize(
+    ("pool", "settings"),
+    [
+        ("cpu", {"model_locations": {"ZIMAGE": "."}}),
+        ("gpu", {"model_locations": {"ZIMAGE": "no/such/folder"}}),
+        ("gpu", {"fake_engines": "all"}),
+    ],
+)
+async def test_no_child_waits_for_jobs_without_weights(
+    pool: str, settings: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    provider = local.create(Settings(data_dir=tmp_path, **settings), pool=pool)
+    await provider.prepare()
+    assert provider.child_pid is None
+    await provider.close()
 
 
 async def test_files_come_with_the_facts_that_a_probe_found(provider: LocalProvider, tmp_path: Path) -> None:

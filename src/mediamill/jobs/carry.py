@@ -62,6 +62,10 @@ class SlotProvider(Provider, Protocol):
         """What is loaded there."""
         ...
 
+    async def prepare(self) -> None:
+        """Begin what the first job would wait for, where that is worth it. Before any job."""
+        ...
+
     async def close(self) -> None:
         """End it and everything it started. Safe to repeat."""
         ...

@@ -46,7 +46,7 @@ async def take(
         if ticket is None:
             return None
         starter = _Starter(rules, ticket, clean_text(worker, limit=200), asked_at)
-        taken = await database.retried(starter.start)
+        taken = await starter.start(database)
         if taken is not None:
             _log.info("job started", extra={"job_id": taken.job.id, "attempt": taken.attempt, "worker": worker})
             return taken
@@ -107,16 +107,13 @@ class _Starter:
     worker: str
     asked_at: float
 
-    async def start(self, connection: Connection) -> Taken | None:
-        """Inside a transaction; None: nothing to run on this ticket."""
-        ticket = self.ticket
-        row = await connection.fetchrow(SQL["start_queued"], ticket.job_id, ticket.id, self.worker)
+    async def start(self, database: Database) -> Taken | None:
+        """In one transaction; None: nothing to run on this ticket."""
+        row = await database.fetchrow(SQL["start_queued"], self.ticket.job_id, self.ticket.id, self.worker)
         if row is None:
-            row = await self._start_otherwise(connection)
+            row = await database.retried(self._start_otherwise)
         if row is None:
             return None
-        if row["parent_id"] is not None:
-            await connection.execute(SQL["start_parent"], row["parent_id"])
         return Taken(
             job=job_of(row),
             attempt=row["attempt"],

@@ -120,9 +120,16 @@ async def take(connection: Connection, lanes: Sequence[str], *, slot: UUID, leas
     return next((Ticket(int(row.id), UUID(bytes=row.payload or bytes(16))) for row in rows), None)
 
 
-async def beat(connection: Connection, ticket_ids: Sequence[int]) -> None:
-    """Renew the leases."""
-    await _queries(connection).update_heartbeat([JobId(i) for i in ticket_ids])
+def renewing(statement: str) -> str:
+    """The same statement, which must return `queue_id` and locks the job's row: it renews that ticket's lease, too.
+
+    As PgQueuer's `update_heartbeat`, which would be a round trip of its own, within a transaction that is two more.
+    """
+    return (
+        f"WITH mine AS ({statement}), renewed AS ("  # noqa: S608 - constants
+        f"UPDATE {_SETTINGS.queue_table} AS ticket SET heartbeat = now() FROM mine WHERE ticket.id = mine.queue_id"
+        ") SELECT * FROM mine"
+    )
 
 
 async def drop(connection: Connection, ticket_id: int, outcome: Outcome) -> None:

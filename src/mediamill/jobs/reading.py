@@ -169,7 +169,7 @@ class JobReader:
         return [WorkerSeen(**{**row, "facts": json.loads(row["facts"])}) for row in rows]
 
     async def _get(self, connection: Connection, job_id: UUID) -> Job:
-        jobs = await jobs_of(connection, await connection.fetch(SQL["get_jobs"], [job_id]))
+        jobs = await jobs_of(connection, await connection.fetch(SQL["get_job"], job_id))
         if not jobs:
             raise NotFound(f"There is no job {str(job_id)!r}.")
         return jobs[0]

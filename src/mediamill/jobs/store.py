@@ -43,6 +43,7 @@ __all__ = ["Batch", "Beat", "Idempotency", "JobStore", "Page", "Rules", "Submiss
 
 _CRASH_DELAY_CAP_S = 60.0
 _DELETION_LOOK_S = 0.1
+_BEAT = queue.renewing(SQL["beat"])
 
 
 class JobStore(JobReader):
@@ -175,17 +176,12 @@ class JobStore(JobReader):
         asked_at = time.monotonic()
         said = (message := told.get("message")) and clean_text(message, limit=MAX_MESSAGE)
         values = (told.get("progress"), told.get("phase"), said, told.get("eta_s"), told.get("preview"))
-
-        async def work(connection: Connection) -> Record | None:
-            row = await connection.fetchrow(SQL["beat"], job_id, attempt, *values)
-            if row is not None and row["queue_id"] is not None:
-                await queue.beat(connection, [row["queue_id"]])
-            if row is not None and publishing:
-                made = [[clean_text(a.key) for a in publishing], [a.sha256 for a in publishing]]
-                await connection.execute(SQL["note_publication"], job_id, *made)
-            return row
-
-        row = await self.database.retried(work)
+        about = (job_id, attempt, *values)
+        if publishing:
+            made = ([clean_text(a.key) for a in publishing], [a.sha256 for a in publishing])
+            row = await self.database.retried(lambda connection: _beat_and_note(connection, about, made))
+        else:
+            row = await self.database.fetchrow(_BEAT, *about)
         lease_until = asked_at + self.rules.lease_s
         return Beat(row is not None, row is not None and row["cancel_requested"], asked_at, lease_until)
 
@@ -359,3 +355,10 @@ class JobStore(JobReader):
         """Say that a worker process is gone."""
         async with self.database.connection() as connection:
             await connection.execute(SQL["depart"], worker)
+
+
+async def _beat_and_note(connection: Connection, about: Sequence[object], made: Sequence[object]) -> Record | None:
+    row = await connection.fetchrow(_BEAT, *about)
+    if row is not None:
+        await connection.execute(SQL["note_publication"], about[0], *made)
+    return row

@@ -122,6 +122,7 @@ class Worker:
 
     async def _take_jobs(self, tools: Tools) -> None:
         """Fill free slots until told to stop."""
+        await asyncio.gather(*(slot.provider.prepare() for slot in self._slots))
         failures = 0
         async with self._deps.store.events.work(self._pools) as wake:
             stopping = asyncio.create_task(_wake_at(self._stop, wake))

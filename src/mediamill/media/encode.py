@@ -13,6 +13,7 @@ import av
 import av.error
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from mediamill.errors import EngineFailed, UnsupportedMedia
 from mediamill.media.encoders import EncoderChoice, Quality, software
@@ -68,6 +69,7 @@ class VideoWriter:
         self._encoder = encoder
         self._pictures = 0
         self._spare: Any = None
+        self._converter = VideoReformatter()
         try:
             self._container: Any = av.open(str(out), "w", format="mp4", options={"movflags": "+faststart"})
             self._video = self._container.add_stream(encoder.name, rate=fps, options=dict(encoder.options))
@@ -135,9 +137,13 @@ class VideoWriter:
         """Encode the next picture from (H, W, 3) uint8 full-range RGB.
 
         The default conversion is bt601, which players of HD video do not assume: colours would be off by up to 32 of 255.
+        One converter does all pictures, in this thread: `frame.reformat` sets one up each time, with a thread for each
+        core, and that takes longer than the conversion.
         """
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        frame: Any = self._converter.reformat(
+            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+        )
         frame.color_primaries = frame.color_trc = _BT709
         self.write(frame)
 

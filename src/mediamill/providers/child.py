@@ -29,7 +29,7 @@ from mediamill import plugins
 from mediamill.durable import FULL
 from mediamill.errors import Cancelled, Crashed, EngineFailed, MediamillError, OutOfMemory, UnsupportedMedia
 from mediamill.media import probe
-from mediamill.model import Engine, EngineContext, Event, MediaFacts, OutputData, OutputFile, Progress
+from mediamill.model import Engine, EngineContext, Event, MediaFacts, OutputData, OutputFile, Progress, SlowToImport
 from mediamill.providers import _wire as wire
 
 OUTPUT_LIMIT_BYTES = 256 * 1024
@@ -95,6 +95,12 @@ class Child:
         if run.cancelled.is_set():
             raise Cancelled
 
+    def prepare(self, run: Run, command: Mapping[str, Any]) -> None:
+        """Let engines import what their first job would wait for; say whether that is worth keeping this process for."""
+        engines = [self._engine(name) for name in command["engines"]]
+        begun = [engine.begin_imports() for engine in engines if isinstance(engine, SlowToImport)]
+        self.say(run=run.number, say="prepared", worth=any(begun))
+
     def _engine(self, name: str) -> Engine:
         if name not in self.engines:
             engine: Engine = plugins.load("engines", name).create(self.settings)
@@ -157,7 +163,7 @@ def _read_commands(source: BinaryIO, runs: queue.SimpleQueue[tuple[Run, Mapping[
     current: Run | None = None
     for line in source:
         command = json.loads(line)
-        if command["say"] == "run":
+        if command["say"] in {"run", "prepare"}:
             current = Run(command["run"])
             runs.put((current, command))
         elif command["say"] == "cancel" and current is not None and current.number == command["run"]:
@@ -181,7 +187,11 @@ def main() -> None:
     child.say(say="ready", pid=os.getpid())
     threading.Thread(target=_read_commands, args=(commands, runs), daemon=True).start()
     while True:
-        child.carry(*runs.get())
+        run, command = runs.get()
+        if command["say"] == "prepare":
+            child.prepare(run, command)
+        else:
+            child.carry(run, command)
 
 
 if __name__ == "__main__":

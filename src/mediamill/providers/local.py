@@ -29,6 +29,7 @@ from mediamill.providers._environment import child_environment, engine_settings
 _log = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
+PREPARE_LIMIT_S = 20.0
 RESTART_LIMIT_S = 30.0
 KILL_LIMIT_S = 2.0
 RECYCLE_BYTES = 2 * 1024**3
@@ -99,6 +100,28 @@ class LocalProvider:
                 await asyncio.shield(self._ending)
         if message["error"] is not None:
             raise wire.error_from(message["error"])
+
+    async def prepare(self) -> None:
+        """Let a child import the libraries of this pool's models before the first job, where their weights are at hand.
+
+        Not while a job runs. Where none are at hand no process stays; a child that cannot start is left to the first job.
+        """
+        kind = self._pool.partition(":")[0]
+        entries = [e for e in catalog.load().values() if e.weights is not None and e.pool == kind]
+        engines = {catalog.engine_of(entry, self._settings.fake_engines) for entry in entries} - {"fake"}
+        if not engines:
+            return
+        worth = False
+        try:
+            child = await self._ready()
+            self._number += 1
+            child.send({"say": "prepare", "run": self._number, "engines": sorted(engines)})
+            worth = bool((await self._next(child, self._number, time.monotonic() + PREPARE_LIMIT_S))["worth"])
+        except MediamillError as error:
+            _log.info("nothing is imported before the first job: %s", error.message)
+        finally:
+            if not worth:
+                await self.close()
 
     async def close(self) -> None:
         """End the child and all it started. Safe to repeat."""

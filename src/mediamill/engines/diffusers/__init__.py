@@ -11,8 +11,8 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import cache
 from typing import Any
 
@@ -82,6 +82,21 @@ class DiffusersEngine:
         """Catalog entries whose weights are loaded."""
         return self._residency.names()
 
+    def begin_imports(self) -> bool:
+        """See SlowToImport."""
+        pipelines = set(self._pipelines_at_hand())
+        if pipelines:
+            threading.Thread(target=_import_pipelines, args=(pipelines,), name="imports", daemon=True).start()
+        return bool(pipelines)
+
+    def _pipelines_at_hand(self) -> Iterator[str]:
+        for entry in catalog.load().values():
+            if entry.weights is not None:
+                with suppress(ModelUnavailable, NotImplementedYet):
+                    known = family_of(entry.weights).PIPELINES
+                    source = locate.configured(entry, self._settings, pipelines=known)
+                    yield locate.located(source, self._settings, name=entry.name).pipeline
+
     def close(self) -> None:
         """Let go of every loaded model."""
         self._residency.close()
@@ -105,7 +120,7 @@ class DiffusersEngine:
         found = self._found(call, entry, family)
         begun_s = time.perf_counter()
         _import_libraries()
-        call.note("import_s", begun_s)
+        call.note("import_s", begun_s)  # what is left of it, where it began before the job
         locate.check_class(found, family.PIPELINES, name=entry.name)
         plan = family.plan(call.work, entry.weights, found)
         place, needed, budget = self._placed(entry, plan, found)
@@ -256,9 +271,30 @@ def _translated(error: BaseException, entry: Entry, plan: Plan) -> MediamillErro
     return EngineFailed(f"{entry.name} failed: {type(error).__name__}.", log_tail=str(error)[-4000:])
 
 
-@cache
+_IMPORTING = threading.RLock()
+"""Imports that two threads begin at once may see each other's modules half made."""
+
+
+def _import_pipelines(names: Collection[str]) -> None:
+    """Also the classes of these pipelines, a quarter of all there is to import."""
+    with _IMPORTING, suppress(ModelUnavailable):
+        _import_libraries()
+        diffusers = importlib.import_module("diffusers")
+        for name in sorted(names):
+            getattr(diffusers, name, None)
+
+
 def _import_libraries() -> None:
-    """Once a process. Import what takes seconds, silence its bars. Raises ModelUnavailable where the extra is not installed."""
+    """Import what takes seconds, silence its bars; waits for whoever does so already.
+
+    Raises: ModelUnavailable where the extra is not installed.
+    """
+    with _IMPORTING:
+        _import_once()
+
+
+@cache
+def _import_once() -> None:
     try:
         import torch  # noqa: F401 - the slow part of a cold start, measured as such
         from diffusers.utils import logging as diffusers_log

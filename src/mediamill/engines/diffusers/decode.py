@@ -16,10 +16,14 @@ NOT_FINITE = "The model produced values that are not numbers (NaN); nothing was 
 
 
 def check_finite(values: Any) -> None:
-    """Raises EngineFailed when a tensor holds NaN or infinity."""
+    """Raises EngineFailed when a tensor holds NaN or infinity.
+
+    Either shows in the least or the greatest value: one pass without a copy, a tenth of asking each value on a CPU.
+    """
     import torch
 
-    if not bool(torch.isfinite(values).all()):
+    least, greatest = torch.aminmax(values)
+    if not bool(torch.isfinite(least) & torch.isfinite(greatest)):
         raise EngineFailed(NOT_FINITE)
 
 
@@ -77,15 +81,18 @@ def _blended(before: Any, after: Any) -> Any:
 def to_frames(parts: Iterator[Any], *, count: int, width_px: int, height_px: int) -> Iterator[Frame]:
     """Exactly `count` frames of the exact size from decoder output in -1..1, rounded as diffusers rounds.
 
+    Pictures are converted one at a time: a whole part in float32 would be several times as large as what it came from.
+
     Raises: EngineFailed at the first part that is not finite.
     """
     left = count
     for part in parts:
         check_finite(part)
-        pixels = (part[0].float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().byte()
-        for frame in pixels.permute(1, 2, 3, 0)[:left].cpu().numpy():
+        for picture in part[0].movedim(1, 0)[:left]:
+            pixels = picture.float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().byte()
+            frame = pixels.movedim(0, -1).contiguous().cpu().numpy()
             yield centre_crop(frame, width_px=width_px, height_px=height_px)
-            left -= 1
+        left -= min(left, part.shape[2])
         if left == 0:
             return
 

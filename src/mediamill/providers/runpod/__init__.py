@@ -79,6 +79,9 @@ class RunPod:
         """Nothing is loaded here."""
         return ()
 
+    async def prepare(self) -> None:
+        """Nothing is imported here."""
+
     async def close(self) -> None:
         """Nothing is held open; what is kept elsewhere goes on there."""
 
