@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.service import _SETTINGS
+from tests.service import _SETTINGS, alive
 
 ROOT = Path(__file__).parents[2]
 RUNPOD = ROOT / "deploy" / "runpod"
@@ -55,9 +55,12 @@ class Started:
             return await self.process.wait()
 
     async def left(self) -> list[psutil.Process]:
-        """Descendants that still live a moment later."""
-        _, alive = await asyncio.to_thread(psutil.wait_procs, list(self.seen), 10)
-        return list(alive)
+        """Descendants that still live a moment later; whoever adopted them may be slow to bury them."""
+        for _ in range(200):
+            if not alive(list(self.seen)):
+                break
+            await asyncio.sleep(0.05)
+        return alive(list(self.seen))
 
 
 @contextlib.asynccontextmanager
