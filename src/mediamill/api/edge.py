@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mediamill.api.auth import Gate
 from mediamill.api.errors import ErrorShapes
+from mediamill.api.lingering import Lingering
 from mediamill.errors import MediamillError
 
 log = logging.getLogger("mediamill.api")
@@ -51,6 +52,7 @@ class RequestEdge:
         token = _noted.set(noted)
         started_s = time.monotonic()
         answer = {"status": 0}
+        lingering = Lingering(scope, receive, send)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -58,11 +60,11 @@ class RequestEdge:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 headers.setdefault("X-Content-Type-Options", "nosniff")
-            await send(message)
+            await lingering.send(message)
 
         try:
             scope["mediamill.caller"] = self._gate.admit(scope)
-            await self._app(scope, receive, send_marked)
+            await self._app(scope, lingering.receive, send_marked)
         except ClientDisconnect:
             answer["status"] = _LEFT
         except Exception as exc:  # the request edge
@@ -70,7 +72,9 @@ class RequestEdge:
                 log.exception("request failed", extra={"request_id": request_id})
             if answer["status"]:
                 raise  # half an answer is out: only closing the connection tells the caller
-            await self._shapes.response(scope["path"], exc, request_id=request_id)(scope, receive, send_marked)
+            await self._shapes.response(scope["path"], exc, request_id=request_id)(
+                scope, lingering.receive, send_marked
+            )
         finally:
             _noted.reset(token)
             _log_line(scope, answer["status"], started_s, {"request_id": request_id, **noted})
