@@ -14,7 +14,6 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 
-from mediamill import catalog
 from mediamill.catalog import Entry, Request, Weights, _entries, load, register
 from mediamill.engines.diffusers import create, decode, locate, memory, plain, preview
 from mediamill.engines.diffusers.geometry import centre_crop, frames_up, grid_up
@@ -410,15 +409,6 @@ def _shard(home: Path) -> None:
     next(home.glob("*.safetensors")).rename(home / "part-1.safetensors")
     index = '{"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}'
     (home / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
-
-
-def test_model_name_counts_for_the_entry_whose_family_runs_it(tiny_zimage: Path, tiny_ltx_video: Path) -> None:
-    zimage, ltx = catalog.get("zimage"), catalog.get("ltx-video")
-    settings = {"MODEL_NAME": str(tiny_ltx_video)}
-    assert locate.configured(ltx, settings, pipelines=("LTXPipeline",)) == str(tiny_ltx_video)
-    assert locate.configured(zimage, settings, pipelines=("ZImagePipeline",)) == "Tongyi-MAI/Z-Image-Turbo"
-    own = {**settings, "MEDIAMILL_MODEL_LTX_VIDEO": "org/mine"}
-    assert locate.configured(ltx, own, pipelines=("LTXPipeline",)) == "org/mine"
 
 
 class AnyRequest(Request):

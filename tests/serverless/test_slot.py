@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from pydantic import SecretStr
 from mediamill import catalog
 from mediamill.config import Settings
 from mediamill.engines.diffusers import entries_for
-from mediamill.errors import Detail, InvalidRequest, MediamillError, Misconfigured, StorageUnavailable, TooLarge
+from mediamill.errors import (
+    Detail,
+    InvalidRequest,
+    MediamillError,
+    Misconfigured,
+    ModelUnavailable,
+    StorageUnavailable,
+    TooLarge,
+)
 from mediamill.model import Phase, Progress
 from mediamill.serverless.slot import Slot, attempted, checked
 from mediamill.serverless.worker import Handler, Telling, asked, served_model
@@ -89,7 +98,7 @@ def test_the_served_model_is_named_or_told_by_the_weights(tmp_path: Path, tiny_z
         ({"model_name": str(tiny_zimage)}, "zimage"),
         ({"model_name": "Lightricks/LTX-Video"}, "ltx-video"),
         ({"model_name": "somebody/fine-tuned", "hf_hub_cache": tmp_path / "hub"}, "zimage"),
-        ({"model_name": "somebody/not-here"}, None),
+        ({"model_name": "somebody/../not-a-repo"}, None),
         ({}, None),
     ):
         assert served_model(settings(tmp_path, **given)) == expected
@@ -98,7 +107,8 @@ def test_the_served_model_is_named_or_told_by_the_weights(tmp_path: Path, tiny_z
 
 
 def test_weights_of_no_known_family_belong_to_no_entry(tmp_path: Path) -> None:
-    assert entries_for(str(tmp_path), {}) == ()
+    with pytest.raises(ModelUnavailable, match=re.escape(repr(str(tmp_path)))):
+        entries_for(str(tmp_path), {})
 
 
 def test_progress_is_told_by_phase_and_else_seldom() -> None:

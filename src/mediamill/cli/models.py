@@ -28,14 +28,19 @@ def _list() -> None:
 
     from mediamill import catalog
     from mediamill.cli import _show
-    from mediamill.engines.diffusers import locate
+    from mediamill.engines.diffusers import chosen, locate
+    from mediamill.errors import ModelUnavailable
 
     settings = _settings()
     table = Table("model", "weights", "state", "size", "licence", box=None)
     for entry in catalog.load().values():
         if entry.weights is None:
             continue
-        source = _source(entry, settings)
+        try:
+            source = chosen.configured(entry, settings, ask_hub=False)
+        except ModelUnavailable as error:
+            table.add_row(entry.name, settings["MODEL_NAME"], error.message, "-", entry.licence or "-")
+            continue
         folder = locate.find_folder(source, settings)
         size = "-" if folder is None else _show.size(locate.size_bytes(folder))
         table.add_row(entry.name, source, _state(folder), size, entry.licence or "-")
@@ -45,11 +50,11 @@ def _list() -> None:
 def _check(model: Model) -> None:
     """Check that the weights are that model's and all there; tells what is wrong or missing and fails then."""
     from mediamill.cli import _show
-    from mediamill.engines.diffusers import locate
+    from mediamill.engines.diffusers import chosen, locate
 
     settings, entry = _settings(), _entry(model)
     found = locate.located(_source(entry, settings), settings, name=model)
-    locate.check_class(found, _pipelines(entry), name=model)
+    locate.check_class(found, chosen.pipelines_of(entry), name=model)
     print(f"{model}: {found.pipeline} in {found.path}, complete")
     for component, numbers in found.component_params.items():
         if numbers:
@@ -127,19 +132,9 @@ def _entry(model: str) -> Entry:
 
 
 def _source(entry: Entry, settings: Mapping[str, str]) -> str:
-    from mediamill.engines.diffusers import locate
+    from mediamill.engines.diffusers import chosen
 
-    return locate.configured(entry, settings, pipelines=_pipelines(entry))
-
-
-def _pipelines(entry: Entry) -> tuple[str, ...]:
-    from mediamill.engines.diffusers import family_of
-    from mediamill.errors import NotImplementedYet
-
-    try:
-        return family_of(entry.weights).PIPELINES if entry.weights else ()
-    except NotImplementedYet:
-        return ()
+    return chosen.configured(entry, settings)
 
 
 def _state(folder: Path | None) -> str:

@@ -7,6 +7,7 @@ are what mediamill's own RunPod provider reads.
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,11 +17,13 @@ from typing import Any
 from mediamill import catalog
 from mediamill.config import Settings
 from mediamill.engines.diffusers import entries_for
-from mediamill.errors import Detail, InvalidRequest, MediamillError, Misconfigured, NotFound
+from mediamill.errors import Detail, InvalidRequest, MediamillError, Misconfigured, ModelUnavailable, NotFound
 from mediamill.model import Artifact, Json, Phase, Progress
 from mediamill.providers._environment import engine_settings
 from mediamill.serverless.report import report
 from mediamill.serverless.slot import Done, Slot, attempted, checked
+
+_log = logging.getLogger(__name__)
 
 INLINE_BYTES = 7 * 1024**2
 """Files inside a reply, in all: as base64 they are 9.8 million characters, and RunPod's limit is 10 MB."""
@@ -55,7 +58,11 @@ def served_model(settings: Settings) -> str | None:
             raise Misconfigured(f"MEDIAMILL_SERVE_MODEL: {error.message}") from error
     if settings.model_name is None:
         return None
-    found = entries_for(settings.model_name, engine_settings(settings))
+    try:
+        found = entries_for(settings.model_name, engine_settings(settings))
+    except ModelUnavailable as error:
+        _log.warning("MODEL_NAME: %s", error.message)
+        return None
     return found[0] if len(found) == 1 else None
 
 

@@ -6,7 +6,6 @@ Importing this package imports no GPU library; running a job does.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import logging
 import threading
@@ -17,8 +16,9 @@ from functools import cache
 from typing import Any
 
 from mediamill import catalog
-from mediamill.catalog import Entry, Weights
+from mediamill.catalog import Entry
 from mediamill.engines.diffusers import decode, locate, memory, output, pull
+from mediamill.engines.diffusers.chosen import configured, entries_for, family_of
 from mediamill.engines.diffusers.geometry import Frame
 from mediamill.engines.diffusers.locate import Located
 from mediamill.engines.diffusers.memory import Need, Placement
@@ -40,34 +40,6 @@ _FRAMES_AHEAD = 16
 def create(settings: Mapping[str, str]) -> DiffusersEngine:
     """The engine. Settings by upper-case name: DEVICE, DTYPE, MODEL_NAME, MEDIAMILL_MODEL_*, HF_*."""
     return DiffusersEngine(settings)
-
-
-def family_of(weights: Weights) -> Family:
-    """The module of this folder that runs these weights. Raises NotImplementedYet when there is none."""
-    name = f"mediamill.engines.diffusers.{weights.family}"
-    if importlib.util.find_spec(name) is None:
-        raise NotImplementedYet(f"The pipelines of {weights.repo} do not exist here yet.")
-    module: Any = importlib.import_module(name)
-    family: Family = module
-    return family
-
-
-def entries_for(source: str, settings: Mapping[str, str]) -> tuple[str, ...]:
-    """Catalog names that run the weights at a path or repo id: told by the repo id, else by the pipeline found there."""
-    entries = [entry for entry in catalog.load().values() if entry.weights is not None]
-    named = tuple(e.name for e in entries if e.weights is not None and e.weights.repo == source)
-    if named:
-        return named
-    folder = locate.find_folder(source, settings)
-    pipeline = locate.pipeline_in(folder) if folder is not None else ""
-    return tuple(e.name for e in entries if e.weights is not None and pipeline in _pipelines(e.weights))
-
-
-def _pipelines(weights: Weights) -> Sequence[str]:
-    try:
-        return family_of(weights).PIPELINES
-    except NotImplementedYet:
-        return ()
 
 
 class DiffusersEngine:
@@ -93,8 +65,8 @@ class DiffusersEngine:
         for entry in catalog.load().values():
             if entry.weights is not None:
                 with suppress(ModelUnavailable, NotImplementedYet):
-                    known = family_of(entry.weights).PIPELINES
-                    source = locate.configured(entry, self._settings, pipelines=known)
+                    family_of(entry.weights)
+                    source = configured(entry, self._settings, ask_hub=False)
                     yield locate.located(source, self._settings, name=entry.name).pipeline
 
     def close(self) -> None:
@@ -117,7 +89,7 @@ class DiffusersEngine:
             raise NotImplementedYet(f"{entry.name} does not run on diffusers.")
         family = family_of(entry.weights)
         call.say(Progress(0.0, Phase.LOADING, f"looking for the weights of {entry.name}"))
-        found = self._found(call, entry, family)
+        found = self._found(call, entry)
         begun_s = time.perf_counter()
         _import_libraries()
         call.note("import_s", begun_s)  # what is left of it, where it began before the job
@@ -138,9 +110,9 @@ class DiffusersEngine:
         memory.give_back(place.device)
         raise failure
 
-    def _found(self, call: Call, entry: Entry, family: Family) -> Located:
+    def _found(self, call: Call, entry: Entry) -> Located:
         """The weights, fetched first where they may be."""
-        source = locate.configured(entry, self._settings, pipelines=family.PIPELINES)
+        source = configured(entry, self._settings)
         try:
             return locate.located(source, self._settings, name=entry.name)
         except ModelUnavailable:

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mediamill.catalog import Entry
 from mediamill.errors import ModelUnavailable
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -36,22 +35,6 @@ class Located:
 def setting_name(entry_name: str) -> str:
     """`MEDIAMILL_MODEL_LTX_VIDEO` for `ltx-video`."""
     return f"MEDIAMILL_MODEL_{entry_name.upper().replace('-', '_')}"
-
-
-def configured(entry: Entry, settings: Mapping[str, str], *, pipelines: Sequence[str] = ()) -> str:
-    """The path or repo id that is in force for an entry.
-
-    `MODEL_NAME` of a single-model worker counts for the entry whose family runs its pipeline class (`pipelines`).
-    """
-    own = settings.get(setting_name(entry.name))
-    if own:
-        return own
-    default = entry.weights.repo if entry.weights else entry.name
-    single = settings.get("MODEL_NAME")
-    if not single or single == default:
-        return default
-    folder = find_folder(single, settings)
-    return single if folder is not None and pipeline_in(folder) in pipelines else default
 
 
 def cache_folders(settings: Mapping[str, str]) -> list[Path]:

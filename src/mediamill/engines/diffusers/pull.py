@@ -30,22 +30,35 @@ def allowed(source: str) -> bool:
     return not constants.HF_HUB_OFFLINE
 
 
-def pull(source: str, settings: Mapping[str, str], *, on_bytes: OnBytes) -> Path:
-    """Fetch the pipeline of a repo id, continuing what was begun; returns its folder.
-
-    Raises: ModelUnavailable: no such repo, no access, no network, no room, or not a pipeline in diffusers' format.
-    """
+def index(source: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """What pipeline a repo holds: its model_index.json, fetched into the cache. Raises: ModelUnavailable, as `pull`."""
     with _hub_errors(source):
         import huggingface_hub as hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-        cache = locate.cache_folders(settings)[0]
-        common: dict[str, Any] = {"cache_dir": cache, "token": settings.get("HF_TOKEN") or None}
-        index = json.loads(Path(hub.hf_hub_download(source, "model_index.json", **common)).read_text())
-        patterns = ["model_index.json", *(f"{name}/*" for name, value in index.items() if isinstance(value, list))]
+        path = hub.hf_hub_download(source, "model_index.json", **_common(settings))
+        found = json.loads(Path(path).read_text())
+    return found if isinstance(found, dict) else {}
+
+
+def _common(settings: Mapping[str, str]) -> dict[str, Any]:
+    return {"cache_dir": locate.cache_folders(settings)[0], "token": settings.get("HF_TOKEN") or None}
+
+
+def pull(source: str, settings: Mapping[str, str], *, on_bytes: OnBytes) -> Path:
+    """Fetch the pipeline of a repo id, continuing what was begun; returns its folder.
+
+    Raises: ModelUnavailable: no such repo, no access, no network, no room, or not a pipeline in diffusers' format.
+    """
+    parts = [name for name, value in index(source, settings).items() if isinstance(value, list)]
+    with _hub_errors(source):
+        import huggingface_hub as hub
+
+        common = _common(settings)
+        patterns = ["model_index.json", *(f"{name}/*" for name in parts)]
         total = _total_bytes(hub.HfApi(), source, patterns, common["token"])
-        blobs = cache / f"models--{source.replace('/', '--')}" / "blobs"
+        blobs = common["cache_dir"] / f"models--{source.replace('/', '--')}" / "blobs"
         ended = threading.Event()
         result: list[Any] = []
 
