@@ -32,8 +32,10 @@ MediamillError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,28 @@ class LeaseLost(MediamillError):
     """Another worker owns this job now; nothing more may be written for it."""
 
     code = "lease_lost"
+
+
+_LOCAL_PATH = re.compile(
+    r"""(?<![\w/:.~])(?:
+        (?P<quote>['"])(?:~|\.{1,2})?/.*?(?P=quote)
+        | (?:~|\.{1,2})?/[^\s'",;()]*[^\s'",;().:]
+    )""",
+    re.VERBOSE,
+)
+ErrorT = TypeVar("ErrorT", bound=MediamillError)
+
+
+def for_callers(error: ErrorT) -> ErrorT:
+    """The same error without what callers have no business with: addresses and folders of this installation.
+
+    Log the whole first: what was left out is told nowhere else.
+    """
+    if isinstance(error, StoreError | StorageError | Misconfigured):
+        return type(error)()
+    if isinstance(error, ModelUnavailable):
+        return type(error)(_LOCAL_PATH.sub("a local path", error.message))
+    return error
 
 
 def every_class() -> list[type[MediamillError]]:

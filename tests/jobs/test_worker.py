@@ -323,6 +323,19 @@ async def test_a_storage_that_refuses_fails_the_job_and_its_address_stays_in_the
     assert "The bucket 'b' refused: quota exceeded." in caplog.text
 
 
+async def test_where_weights_should_lie_stays_in_the_log(
+    store: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = str(tmp_path / "no weights")
+    workshop = Workshop(store, settings_in(tmp_path, fake_engines="", model_locations={"ZIMAGE": away}))
+    async with workshop.working():
+        job = await workshop.end_of(await workshop.make("zimage", prompt="a fox", width=64, height=64))
+    assert job.error is not None
+    assert (job.error.code, str(tmp_path) in job.error.message) == ("model_unavailable", False)
+    assert "MEDIAMILL_MODEL_ZIMAGE" in job.error.message
+    assert away in caplog.text
+
+
 class Silent(MemoryStorage):
     """Takes every request and never answers, from the first put on."""
 

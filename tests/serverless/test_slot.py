@@ -222,7 +222,7 @@ def _text(secret: SecretStr | None) -> str:
     return secret.get_secret_value()
 
 
-async def test_a_bucket_that_is_away_is_told_without_its_address(tmp_path: Path) -> None:
+async def test_what_is_about_this_container_is_told_without_its_addresses(tmp_path: Path) -> None:
     away = StorageUnavailable("http://10.0.0.7:9000/private does not answer.")
 
     async def fails(error: Exception) -> None:
@@ -231,6 +231,9 @@ async def test_a_bucket_that_is_away_is_told_without_its_address(tmp_path: Path)
     with pytest.raises(StorageUnavailable) as caught:
         await attempted(fails(away), job_id="j")
     assert "10.0.0.7" not in caught.value.message
+    with pytest.raises(ModelUnavailable, match="set MODEL_NAME") as lacking:
+        await attempted(fails(ModelUnavailable("'/runpod-volume/z' is no folder; set MODEL_NAME.")), job_id="j")
+    assert "runpod-volume" not in lacking.value.message
     with pytest.raises(MediamillError, match=r"unexpectedly \(KeyError\)"):
         await attempted(fails(KeyError("a secret")), job_id="j")
     wrong = InvalidRequest("width: too small", details=[Detail("width", "too small")])

@@ -21,12 +21,10 @@ from mediamill.errors import (
     Detail,
     InvalidRequest,
     MediamillError,
-    Misconfigured,
     NotFound,
     Refused,
     RetryLater,
-    StorageError,
-    StoreError,
+    for_callers,
 )
 from mediamill.model import Json
 
@@ -156,11 +154,11 @@ class ErrorShapes:
 
 
 def _shown(error: MediamillError) -> MediamillError:
-    """Without what callers have no business with: addresses and folders of this installation."""
-    if error.job_id is None and isinstance(error, StoreError | StorageError | Misconfigured):
+    """As callers may see it; a job's error is so already."""
+    shown = error if error.job_id is not None else for_callers(error)
+    if shown is not error:
         log.error("%s: %s", error.code, error.message)
-        return type(error)()
-    return error
+    return shown
 
 
 def _headers(exc: Exception, error: MediamillError, status: int) -> dict[str, str]:

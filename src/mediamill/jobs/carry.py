@@ -27,8 +27,8 @@ from mediamill.errors import (
     LeaseLost,
     MediamillError,
     RetryLater,
-    StorageError,
     StoreUnavailable,
+    for_callers,
 )
 from mediamill.jobs.events import Wake
 from mediamill.jobs.leftovers import Leftover, Leftovers
@@ -308,9 +308,7 @@ class Carry:
     async def _fail(self, error: MediamillError) -> None:
         tail = error.log_tail if isinstance(error, EngineFailed) else ""
         _log.warning("job failed: %s%s", error.message, f"\n{tail}" if tail else "", extra=self._facts)
-        # where this installation keeps its files is for its log, not for callers
-        shown = type(error)().message if isinstance(error, StorageError) else error.message
-        told = JobError(error.code, shown)
+        told = JobError(error.code, for_callers(error).message)
         await self._finish(lambda: self._store.fail(*self._fence, told, timings=self._phases.timings()))
 
     async def _fail_unexpectedly(self, error: Exception) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from mediamill import catalog, keys
 from mediamill.catalog import Entry
 from mediamill.config import Settings
-from mediamill.errors import EngineFailed, MediamillError, Misconfigured, StorageError, TooLarge
+from mediamill.errors import EngineFailed, MediamillError, Misconfigured, StorageError, TooLarge, for_callers
 from mediamill.inputs import Inputs, UrlGuard
 from mediamill.model import Artifact, Job, Json, Progress, Status, Storage
 from mediamill.perform import Assignment, InputSource, Performed, perform, publish
@@ -77,9 +77,10 @@ async def attempted(work: Awaitable[T], *, job_id: object) -> T:
     except MediamillError as error:
         tail = error.log_tail if isinstance(error, EngineFailed) else ""
         _log.warning("job %s failed: %s%s", job_id, error.message, f"\n{tail}" if tail else "")
-        if isinstance(error, StorageError):  # where files are kept is for whoever runs this, not for its callers
-            raise type(error) from error
-        raise
+        shown = for_callers(error)
+        if shown is error:
+            raise
+        raise shown from error
     except Exception as error:
         _log.exception("job %s failed unexpectedly", job_id)
         raise MediamillError(f"The job failed unexpectedly ({type(error).__name__}).") from error

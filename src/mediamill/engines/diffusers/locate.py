@@ -86,7 +86,7 @@ def located(source: str, settings: Mapping[str, str], *, name: str) -> Located:
     if lacking:
         shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")  # noqa: PLR2004 - three names fit a line
         mend = f"finish it with `mediamill models pull {name}`" if is_repo_id(source) else "copy them again"
-        raise ModelUnavailable(f"The weights of {name} ({source}) are incomplete: {shown}; {mend}.")
+        raise ModelUnavailable(f"The weights of {name} ({source!r}) are incomplete: {shown}; {mend}.")
     return Located(folder, source, pipeline_in(folder), _params(folder))
 
 
