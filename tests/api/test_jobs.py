@@ -232,12 +232,24 @@ async def test_waiting_calls_end_at_once_when_the_service_stops(service):
     assert job.status == "queued"
 
 
-async def test_ready_says_which_pools_are_up(service):
-    assert (await service.get("/ready")).status == 503
-    await service.deps.store.announce("w1", pool="cpu", slots=2, version="1")
-    await service.deps.store.announce("w2", pool="cpu", slots=1, version="1")
-    ready = await service.get("/ready")
-    assert (ready.status, ready.body) == (200, {"status": "ready", "pools": {"cpu": 3}})
+@pytest.mark.parametrize(
+    ("routes", "up", "status", "missing"),
+    [
+        ({}, {}, (503, "no worker is up"), ["cpu", "gpu"]),
+        ({}, {"cpu": 3, "gpu": 1}, (200, "ready"), []),
+        ({}, {"cpu": 3}, (200, "ready; no worker of pool gpu is up"), ["gpu"]),
+        ({"zimage": "runpod"}, {"cpu": 3}, (200, "ready; no worker of pools gpu, remote is up"), ["gpu", "remote"]),
+        ({"zimage": "runpod"}, {"cpu": 3, "gpu": 1, "remote": 90}, (200, "ready"), []),
+    ],
+)
+async def test_ready_says_which_pools_are_up_and_which_have_models_and_are_not(start, routes, up, status, missing):
+    runpod = {"runpod_api_key": "rpa_k", "runpod_endpoint_id": "ep"} if routes else {}
+    async with start(routes=routes, **runpod) as service:
+        for pool, slots in up.items():
+            await service.deps.store.announce(f"{pool} one", pool=pool, slots=1, version="1")
+            await service.deps.store.announce(f"{pool} more", pool=pool, slots=slots - 1, version="1")
+        ready = await service.get("/ready")
+    assert (ready.status, ready.body) == (status[0], {"status": status[1], "pools": up, "missing": missing})
 
 
 async def test_each_request_has_an_id_and_a_log_line_without_its_query(service, caplog):

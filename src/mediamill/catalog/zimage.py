@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from mediamill.catalog import Entry, ImageUrl, Request, Seed, Weights, register
+from mediamill.catalog import Entry, ImageUrl, Request, Seed, Weights, place_of, register
 from mediamill.config import Settings
 
 
@@ -39,16 +40,17 @@ def _warn(request: Any) -> Sequence[str]:
 
 
 def _allow(request: Any, settings: Settings) -> Sequence[str]:
-    """Whether it is turbo or base is what the configured repo is, and only its name tells that here."""
+    """Whether it is turbo or base is what the configured repo is, and only its name tells that, and only of weights here."""
     source = settings.model_location("zimage") or settings.model_name or _WEIGHTS.repo
-    if request.guidance_scale > 0 and "turbo" in source.lower():
-        return (f"guidance_scale above 0 is for the base model; {source} wants 0.",)
+    if request.guidance_scale > 0 and "turbo" in source.lower() and place_of(_ENTRY, settings) == "local":
+        shown = Path(source).name if Path(source).expanduser().is_absolute() else source
+        return (f"guidance_scale above 0 is for the base model; {shown} wants 0.",)
     return ()
 
 
 _WEIGHTS = Weights(repo="Tongyi-MAI/Z-Image-Turbo", family="zimage", size_multiple=16)
 
-register(
+_ENTRY = register(
     Entry(
         name="zimage",
         summary="Text to image (and image to image) with Z-Image-Turbo or Z-Image.",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from mediamill import __version__
+from mediamill import __version__, catalog
 from mediamill.api import openapi
 from mediamill.api.deps import DepsDep
 from mediamill.api.docs_page import page
@@ -37,12 +38,21 @@ async def health(deps: DepsDep) -> dict[str, Any]:
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can take work", responses=openapi.errors((503,)))
 async def ready(deps: DepsDep) -> Response:
-    """200 once the database answers and a worker can take work; `pools` says how many slots each has."""
+    """200 once the database answers and a worker can take work; `pools` says how many slots each has.
+
+    `missing`: pools without a worker although models run there; their jobs stay queued until one is up.
+    """
     workers = [w for w in await deps.store.workers(within_s=_HEARD_WITHIN_S) if w.slots]  # an API has none
     up = bool(workers) and not deps.stopping.is_set()
     pools = {pool: sum(w.slots for w in workers if w.pool == pool) for pool in sorted({w.pool for w in workers})}
-    body = {"status": "ready" if up else "no worker is up", "pools": pools}
+    missing = sorted({catalog.pool_of(e, deps.settings) for e in catalog.load().values()} - pools.keys())
+    body = {"status": _status(missing) if up else "no worker is up", "pools": pools, "missing": missing}
     return JSONResponse(body, 200 if up else 503, headers={} if up else {"Retry-After": "1"})
+
+
+def _status(missing: Sequence[str]) -> str:
+    named = f"pool {missing[0]}" if len(missing) == 1 else f"pools {', '.join(missing)}"
+    return f"ready; no worker of {named} is up" if missing else "ready"
 
 
 @router.get("/docs", include_in_schema=False)
