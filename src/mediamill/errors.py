@@ -35,7 +35,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
+
+_MOST_NAMED = 50
+"""Fields in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class InvalidRequest(MediamillError):
     """The request is not valid."""
 
     code = "invalid_request"
+
+    @classmethod
+    def of(cls, *details: Detail) -> Self:
+        """The error whose sentence names these fields, the first of very many; at least one."""
+        named = [f"{d.path}: {d.message}" for d in details[:_MOST_NAMED]]
+        rest = [f"and {len(details) - _MOST_NAMED} more"] if len(details) > _MOST_NAMED else []
+        return cls("; ".join(named + rest), details=details)
 
 
 class NotFound(MediamillError):

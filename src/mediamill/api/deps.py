@@ -110,9 +110,10 @@ def parse_object(body: bytes) -> dict[str, Json]:
     try:
         parsed = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        details = _unfinite(body)
-        sentence = "; ".join(f"{d.path}: {d.message}" for d in details[:5])
-        raise InvalidRequest(sentence or f"The body is not valid JSON: {error}.", details=details) from error
+        unfinite = _unfinite(body)
+        raise (
+            InvalidRequest.of(*unfinite) if unfinite else InvalidRequest(f"The body is not valid JSON: {error}.")
+        ) from error
     if not isinstance(parsed, dict):
         raise InvalidRequest(f"The body must be a JSON object (got {type(parsed).__name__}).")
     return parsed

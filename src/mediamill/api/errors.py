@@ -182,7 +182,7 @@ def as_error(exc: Exception) -> MediamillError:
         return exc
     if isinstance(exc, RequestValidationError):
         details = [Detail(".".join(map(str, e["loc"][1:])) or "request", _complaint(e)) for e in exc.errors()]
-        return InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details)
+        return InvalidRequest.of(*details)
     if isinstance(exc, HTTPException):
         return _of_status(exc)
     if isinstance(exc, OSError) and exc.errno in FULL:

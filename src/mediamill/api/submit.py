@@ -176,7 +176,7 @@ def _check_metadata(metadata: Mapping[str, Json]) -> None:
 
 
 def _wrong(path: str, message: str) -> InvalidRequest:
-    return InvalidRequest(f"{path}: {message}", details=[Detail(path, message)])
+    return InvalidRequest.of(Detail(path, message))
 
 
 def _idempotency(caller: Caller, asked: _Asked) -> Idempotency | None:

@@ -90,7 +90,7 @@ class _Form:
             return
         if self._name != self.file_field or self.file_name is not None:
             message = f"send one file, in the field {self.file_field!r} (got one in {self._name!r})"
-            raise InvalidRequest(f"{self.file_field}: {message}", details=[Detail(self.file_field, message)])
+            raise InvalidRequest.of(Detail(self.file_field, message))
         self.file_name = safe_name(options[b"filename"].decode("utf-8", "replace"))
 
     def part_data(self, chunk: bytes, start: int, end: int) -> None:

@@ -279,8 +279,7 @@ def validate(entry: Entry, raw: Mapping[str, Json]) -> tuple[Any, tuple[str, ...
     try:
         request = entry.request.model_validate(raw)
     except ValidationError as error:
-        details = details_of(error)
-        raise InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details) from error
+        raise InvalidRequest.of(*details_of(error)) from error
     unknown = [f"Unknown field {path!r} was ignored." for path in unknown_fields(entry.request, raw)]
     return request, (*unknown, *entry.warn(request))
 

@@ -37,7 +37,7 @@ class FakeRequest(Request):
 def _allow(request: Any, settings: Settings) -> None:
     if request.misbehave and not settings.fake_engines:
         message = f"{request.misbehave!r} is accepted only where MEDIAMILL_FAKE_ENGINES is set; leave it out"
-        raise InvalidRequest(f"misbehave: {message}", details=[Detail("misbehave", message)])
+        raise InvalidRequest.of(Detail("misbehave", message))
 
 
 register(

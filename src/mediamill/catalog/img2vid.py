@@ -129,7 +129,7 @@ def _allow(request: Any, settings: Settings) -> None:
         if still.duracao > settings.max_clip_s
     ]
     if details:
-        raise InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details[:5]), details=details)
+        raise InvalidRequest.of(*details)
 
 
 register(

@@ -183,7 +183,7 @@ def request(raw: Mapping[str, Json]) -> Asked:
     model = raw.get("model")
     if not isinstance(model, str):
         message = "is required" if model is None else f"must be a string (got {model!r})"
-        raise _invalid([Detail("model", message)])
+        raise InvalidRequest.of(Detail("model", message))
     wire = DOCUMENTED.get(model)
     return _other(model, raw) if wire is None else _documented(wire, raw)
 
@@ -192,7 +192,7 @@ def _documented(wire: type[_Wire], raw: Mapping[str, Json]) -> Asked:
     try:
         typed = wire.model_validate(raw)
     except ValidationError as error:
-        raise wire_error(_invalid(catalog.details_of(error)), str(raw["model"])) from error
+        raise wire_error(InvalidRequest.of(*catalog.details_of(error)), str(raw["model"])) from error
     unknown = tuple(f"Unknown field {name!r} was ignored." for name in catalog.unknown_fields(wire, raw))
     return Asked(str(raw["model"]), typed.input(), typed.webhook_url, unknown)
 
@@ -202,14 +202,14 @@ def _other(model: str, raw: Mapping[str, Json]) -> Asked:
     try:
         catalog.get(model)
     except NotFound as error:
-        raise _invalid([Detail("model", error.message)]) from error
+        raise InvalidRequest.of(Detail("model", error.message)) from error
     return Asked(model, {k: v for k, v in raw.items() if k not in _ENVELOPE}, _webhook_url(raw), ())
 
 
 def _webhook_url(raw: Mapping[str, Json]) -> str | None:
     url = webhook_in(raw)
     if url is not None and not isinstance(url, str):
-        raise _invalid([Detail("webhookUrl", f"must be a string (got {url!r})")])
+        raise InvalidRequest.of(Detail("webhookUrl", f"must be a string (got {url!r})"))
     return url
 
 
@@ -235,10 +235,6 @@ def _spelled(sentence: str, model: str) -> str:
     return re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), sentence)
 
 
-def _invalid(details: Sequence[Detail]) -> InvalidRequest:
-    return InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details)
-
-
 @dataclass(frozen=True)
 class AskedBulk:
     """A bulk taken apart."""
@@ -262,7 +258,7 @@ def bulk(raw: Mapping[str, Json]) -> AskedBulk:
         details += error.details
     if not isinstance(jobs, list) or not 1 <= len(jobs) <= MAX_BULK:
         count = f"{len(jobs)} requests" if isinstance(jobs, list) else repr(jobs)[:80]
-        raise _invalid([*details, Detail("jobs", f"must be a list of 1 to {MAX_BULK} requests (got {count})")])
+        raise InvalidRequest.of(*details, Detail("jobs", f"must be a list of 1 to {MAX_BULK} requests (got {count})"))
     asked: list[Asked] = []
     for index, one in enumerate(jobs):
         try:
@@ -270,7 +266,7 @@ def bulk(raw: Mapping[str, Json]) -> AskedBulk:
         except InvalidRequest as error:
             details += below(error, index).details
     if details:
-        raise _invalid(details)
+        raise InvalidRequest.of(*details)
     unknown = (name for name in raw if name not in _BULK_FIELDS)
     return AskedBulk(asked, url, tuple(f"Unknown field {name!r} was ignored." for name in unknown))
 

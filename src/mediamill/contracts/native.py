@@ -45,8 +45,7 @@ def request(raw: Mapping[str, Json]) -> tuple[JobRequest, tuple[str, ...]]:
     try:
         parsed = JobRequest.model_validate(raw)
     except ValidationError as error:
-        details = catalog.details_of(error)
-        raise InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details) from error
+        raise InvalidRequest.of(*catalog.details_of(error)) from error
     return parsed, tuple(f"Unknown field {name!r} was ignored." for name in raw if name not in JobRequest.model_fields)
 
 

@@ -46,8 +46,7 @@ def request(raw: Mapping[str, Json]) -> Asked:
     try:
         typed = TextToVideoRequest.model_validate(raw)
     except ValidationError as error:
-        details = catalog.details_of(error)
-        raise InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details) from error
+        raise InvalidRequest.of(*catalog.details_of(error)) from error
     whole = typed.model_dump()
     own = {name: whole.pop(name) for name in ("model", "response_format", "webhook_url")}
     unknown = tuple(f"Unknown field {name!r} was ignored." for name in catalog.unknown_fields(type(typed), raw))

@@ -48,8 +48,7 @@ def from_form(fields: Mapping[str, str], *, file: str | None) -> dict[str, Json]
     """
     body: dict[str, Json] = {name: value for name, value in fields.items() if value != ""}
     if file is not None and "url_audio" in body:
-        detail = Detail("file", "send either a file or url_audio, not both")
-        raise InvalidRequest(f"{detail.path}: {detail.message}", details=[detail])
+        raise InvalidRequest.of(Detail("file", "send either a file or url_audio, not both"))
     if file is not None:
         body["url_audio"] = file
     style = body.get("style")
@@ -57,8 +56,8 @@ def from_form(fields: Mapping[str, str], *, file: str | None) -> dict[str, Json]
         try:
             body["style"] = json.loads(style)
         except ValueError as error:
-            detail = Detail("style", f"must be a style's name or a JSON object: {error}")
-            raise InvalidRequest(f"{detail.path}: {detail.message}", details=[detail]) from error
+            message = f"must be a style's name or a JSON object: {error}"
+            raise InvalidRequest.of(Detail("style", message)) from error
     return body
 
 

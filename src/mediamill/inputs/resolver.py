@@ -93,7 +93,7 @@ class Inputs:
             except InvalidRequest as error:
                 details.extend(error.details)
         if details:
-            raise InvalidRequest("; ".join(f"{d.path}: {d.message}" for d in details), details=details)
+            raise InvalidRequest.of(*details)
 
     async def stage(self, refs: Sequence[InputRef], job_id: str) -> dict[str, str]:
         """Put `data:` URIs and base64 into storage, so that no row holds them, and look stored files up.

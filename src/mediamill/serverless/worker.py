@@ -101,8 +101,8 @@ def _job_id(value: Json) -> str:
 
 def _wrong(field: str, message: str, value: Json) -> InvalidRequest:
     shown = repr(value)
-    detail = Detail(field, f"{message} (got {shown if len(shown) <= 80 else shown[:77] + '...'})")  # noqa: PLR2004 - one short line
-    return InvalidRequest(f"{detail.path}: {detail.message}", details=[detail])
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."  # noqa: PLR2004 - one short line
+    return InvalidRequest.of(Detail(field, f"{message} (got {shown})"))
 
 
 def result(done: Done) -> dict[str, Json]:

@@ -62,7 +62,7 @@ async def upload(request: Request, deps: DepsDep, caller: CallerDep, key: Idempo
     await check_room(deps, jobs=0)
     async with received_form(request, deps) as (received, _):
         if received is None:
-            raise InvalidRequest("file: is required", details=[Detail("file", "is required")])
+            raise InvalidRequest.of(Detail("file", "is required"))
         stored, replayed = await store_upload(deps, caller, received, key)
     return JSONResponse(await _described(deps, stored), 201, headers=replay_mark(replayed))
 

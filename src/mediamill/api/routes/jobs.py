@@ -80,7 +80,7 @@ def _entry(model: str) -> Entry:
     try:
         return catalog.get(model)
     except NotFound as error:
-        raise InvalidRequest(f"model: {error.message}", details=[Detail("model", error.message)]) from error
+        raise InvalidRequest.of(Detail("model", error.message)) from error
 
 
 @router.get("/v1/jobs", summary="List jobs", responses=openapi.errors(openapi.COMMON_ERRORS))
@@ -120,7 +120,7 @@ async def listing(
 
 def _text(name: str, value: str | None) -> str | None:
     if value is not None and "\0" in value:
-        raise InvalidRequest(f"{name}: must not hold NUL characters", details=[Detail(name, "no NUL characters")])
+        raise InvalidRequest.of(Detail(name, "must not hold NUL characters"))
     return value
 
 
@@ -132,7 +132,7 @@ def _utc(name: str, moment: datetime | None) -> datetime | None:
         return moment.astimezone(UTC)
     except OverflowError as error:
         message = f"must be a time between the years 1 and 9999 in UTC (got {moment.isoformat()!r})"
-        raise InvalidRequest(f"{name}: {message}", details=[Detail(name, message)]) from error
+        raise InvalidRequest.of(Detail(name, message)) from error
 
 
 def _metadata_filter(request: Request) -> dict[str, Json] | None:
