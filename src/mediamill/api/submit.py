@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,13 @@ async def submit(
         InvalidRequest, TooLarge, Conflict (key used for another body), Busy (no room), TooMany (this caller has
         enough unfinished jobs), StorageError.
     """
-    asked = await _checked(deps, entry, raw, contract, wish or Wish())
+    asked = await check(deps, entry=entry, raw=raw, contract=contract, wish=wish or Wish())
     idempotency = _idempotency(caller, asked)
     before = None if idempotency is None else await deps.store.made_by(idempotency)
     if before is not None:  # a repeat needs no room, no quota and no second copy of what it sent
         edge.note(job_id=before.id)
         return replace(before, warnings=asked.warnings), True
-    submission = replace(await _prepared(deps, caller, asked), idempotency=idempotency)
+    submission = replace(await prepare(deps, caller, asked), idempotency=idempotency)
     try:
         job, replayed = await deps.store.submit(submission)
     except BaseException:
@@ -75,18 +76,8 @@ async def submit(
     return replace(job, warnings=asked.warnings), replayed
 
 
-async def prepare(
-    deps: Deps, caller: Caller, *, entry: Entry, raw: Mapping[str, Json], contract: str, wish: Wish
-) -> Submission:
-    """Everything `submit` does before the row: for routes that queue several at once (`store.submit_batch`).
-
-    `unstage` takes back what it stored when the submission is not used.
-    """
-    return await _prepared(deps, caller, await _checked(deps, entry, raw, contract, wish))
-
-
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A request that is right in itself."""
 
     entry: Entry
@@ -100,8 +91,11 @@ class _Asked:
     """Of the first reply."""
 
 
-async def _prepared(deps: Deps, caller: Caller, asked: _Asked) -> Submission:
-    """Room and quota judged, large values staged, parts made."""
+async def prepare(deps: Deps, caller: Caller, asked: Asked) -> Submission:
+    """Judge room and quota, stage large values, make the parts: all that `submit` does between `check` and the row.
+
+    `unstage` takes back what was stored when the submission is not used.
+    """
     entry, request, settings = asked.entry, asked.request, deps.settings
     await check_quota(deps, caller)
     await check_room(deps)
@@ -128,25 +122,38 @@ async def _prepared(deps: Deps, caller: Caller, asked: _Asked) -> Submission:
     )
 
 
-async def _checked(deps: Deps, entry: Entry, raw: Mapping[str, Json], contract: str, wish: Wish) -> _Asked:
-    """Everything about a request that needs no I/O. What surrounds the input is checked first."""
-    wrong = objections(wish.webhook_url, "webhook_url", deps.guard)
-    if wish.priority not in PRIORITIES:
-        wrong.append(_wrong("priority", f"must be -100 to 100 (got {wish.priority})"))
+async def check(deps: Deps, *, entry: Entry, raw: Mapping[str, Json], contract: str, wish: Wish) -> Asked:
+    """Everything about a request that needs no I/O.
+
+    Raises: InvalidRequest naming all that is wrong, NotImplementedYet.
+    """
+    wrong = [*objections(wish.webhook_url, "webhook_url", deps.guard), *_wrong_around(wish)]
     many = sum(len(v) for v in raw.values() if isinstance(v, list | dict)) > _VALIDATE_OFF_LOOP_ABOVE
     try:
-        if wish.metadata is not None:
-            _check_metadata(wish.metadata)
         checked = await asyncio.to_thread(catalog.validate, entry, raw) if many else catalog.validate(entry, raw)
-        request, warnings = checked
-        refs = list(catalog.input_refs(request))
+    except InvalidRequest as error:
+        raise several([*wrong, error, *wrong_inputs(deps, entry, raw, besides=error)]) from error
+    request, warnings = checked
+    refs = list(catalog.input_refs(request))
+    try:
         deps.inputs.check(refs)
     except InvalidRequest as error:
         raise several([*wrong, error]) from error
     if wrong:
         raise several(wrong)
     here = entry.allow(request, deps.settings) or ()
-    return _Asked(entry, raw, contract, wish, request, refs, (*wish.warnings, *warnings, *here))
+    return Asked(entry, raw, contract, wish, request, refs, (*wish.warnings, *warnings, *here))
+
+
+def wrong_inputs(deps: Deps, entry: Entry, raw: Json, *, besides: InvalidRequest) -> list[InvalidRequest]:
+    """What is wrong with the inputs of a request that is wrong elsewhere, too, to be told beside that."""
+    named = {detail.path for detail in besides.details}
+    refs = (ref for ref in catalog.raw_refs(entry.request, raw) if ref.field not in named)
+    try:
+        deps.inputs.check(list(islice(refs, catalog.MAX_DETAILS)))
+    except InvalidRequest as error:
+        return [error]
+    return []
 
 
 def objections(webhook_url: Json, field: str, guard: UrlGuard) -> list[InvalidRequest]:
@@ -159,6 +166,12 @@ def objections(webhook_url: Json, field: str, guard: UrlGuard) -> list[InvalidRe
     return []
 
 
+def with_more(error: InvalidRequest, more: Sequence[InvalidRequest]) -> InvalidRequest:
+    """An error whose sentence is documented word for word; what else is wrong is in the details alone."""
+    details = [*error.details, *(detail for one in more for detail in one.details)]
+    return InvalidRequest(error.message, details=details)
+
+
 def several(errors: Sequence[InvalidRequest]) -> InvalidRequest:
     """One error that names everything wrong in them."""
     details = [detail for error in errors for detail in error.details]
@@ -166,20 +179,20 @@ def several(errors: Sequence[InvalidRequest]) -> InvalidRequest:
     return InvalidRequest("; ".join([*(message.rstrip(".") for message in before), last]), details=details)
 
 
-def _check_metadata(metadata: Mapping[str, Json]) -> None:
+def _wrong_around(wish: Wish) -> Iterator[InvalidRequest]:
+    if wish.priority not in PRIORITIES:
+        yield InvalidRequest.of(Detail("priority", f"must be -100 to 100 (got {wish.priority})"))
     try:
-        size_bytes = len(json.dumps(metadata, allow_nan=False).encode())
-    except ValueError as error:
-        raise _wrong("metadata", "must hold finite numbers only") from error
-    if size_bytes > _METADATA_BYTES:
-        raise _wrong("metadata", f"must be at most {_METADATA_BYTES} bytes as JSON (got {size_bytes})")
+        size_bytes = len(json.dumps(wish.metadata, allow_nan=False).encode())
+    except ValueError:
+        yield InvalidRequest.of(Detail("metadata", "must hold finite numbers only"))
+    else:
+        if size_bytes > _METADATA_BYTES:
+            message = f"must be at most {_METADATA_BYTES} bytes as JSON (got {size_bytes})"
+            yield InvalidRequest.of(Detail("metadata", message))
 
 
-def _wrong(path: str, message: str) -> InvalidRequest:
-    return InvalidRequest.of(Detail(path, message))
-
-
-def _idempotency(caller: Caller, asked: _Asked) -> Idempotency | None:
+def _idempotency(caller: Caller, asked: Asked) -> Idempotency | None:
     wish = asked.wish
     if wish.idempotency_key is None:
         return None

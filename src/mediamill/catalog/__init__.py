@@ -9,9 +9,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from mediamill import keys, plugins
 from mediamill.config import Place, Settings, variable_part
@@ -336,7 +337,7 @@ def input_refs(request: BaseModel, prefix: str = "") -> Iterator[InputRef]:
     """Every input file of a request, in field order, by walking its `Source` annotations."""
     for name, info in type(request).model_fields.items():
         value = getattr(request, name)
-        source = next((m for m in info.metadata if isinstance(m, Source)), None) or _source_inside(info.annotation)
+        source = _source_of(info)
         path = f"{prefix}{name}"
         if value is None:
             continue
@@ -352,6 +353,21 @@ def input_refs(request: BaseModel, prefix: str = "") -> Iterator[InputRef]:
                     yield InputRef(f"{path}.{i}", item, source)
 
 
+def raw_refs(model: type[BaseModel], raw: Json, prefix: str = "") -> Iterator[InputRef]:
+    """The inputs in what a caller sent, whatever else is wrong with it: texts where `model` has a `Source`."""
+    if not isinstance(raw, Mapping):
+        return
+    for name, info in model.model_fields.items():
+        source, inner = _source_of(info), _model_inside(info.annotation)
+        value: Any = raw.get(name)
+        several = isinstance(value, list) and any(get_origin(t) is list for t in _types_in(info.annotation))
+        for path, item in ((f"{name}.{i}", item) for i, item in enumerate(value)) if several else [(name, value)]:
+            if inner is not None:
+                yield from raw_refs(inner, item, f"{prefix}{path}.")
+            elif source is not None and isinstance(item, str) and item:
+                yield InputRef(f"{prefix}{path}", item, source)
+
+
 def with_values(fields: Mapping[str, Json], values: Mapping[str, Json]) -> dict[str, Json]:
     """A deep copy of a request's `fields` with these values at dotted paths."""
     whole: dict[str, Json] = copy.deepcopy(dict(fields))
@@ -362,6 +378,10 @@ def with_values(fields: Mapping[str, Json], values: Mapping[str, Json]) -> dict[
             holder = holder[int(step)] if isinstance(holder, list) else holder[step]
         holder[int(last) if isinstance(holder, list) else last] = value
     return whole
+
+
+def _source_of(info: FieldInfo) -> Source | None:
+    return next((m for m in info.metadata if isinstance(m, Source)), None) or _source_inside(info.annotation)
 
 
 def _source_inside(annotation: Any) -> Source | None:

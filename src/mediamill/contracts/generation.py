@@ -203,10 +203,11 @@ def _other(model: str, raw: Mapping[str, Json]) -> Asked:
         catalog.get(model)
     except NotFound as error:
         raise InvalidRequest.of(Detail("model", error.message)) from error
-    return Asked(model, {k: v for k, v in raw.items() if k not in _ENVELOPE}, _webhook_url(raw), ())
+    return Asked(model, {k: v for k, v in raw.items() if k not in _ENVELOPE}, webhook_url(raw), ())
 
 
-def _webhook_url(raw: Mapping[str, Json]) -> str | None:
+def webhook_url(raw: Mapping[str, Json]) -> str | None:
+    """The webhook URL of a request or a bulk. Raises InvalidRequest for what is no text."""
     url = webhook_in(raw)
     if url is not None and not isinstance(url, str):
         raise InvalidRequest.of(Detail("webhookUrl", f"must be a string (got {url!r})"))
@@ -216,6 +217,13 @@ def _webhook_url(raw: Mapping[str, Json]) -> str | None:
 def webhook_in(raw: Mapping[str, Json]) -> Json:
     """What a request holds as its webhook URL, whatever that is."""
     return raw.get("webhookUrl", raw.get("webhook_url"))
+
+
+def in_catalog_words(raw: Mapping[str, Json]) -> dict[str, Json]:
+    """What a request of any kind holds, by the catalog's names of the fields."""
+    wire = DOCUMENTED.get(str(raw.get("model")), catalog.Request)
+    names = {info.alias or name: name for name, info in wire.model_fields.items()}
+    return {names.get(name, name): value for name, value in raw.items()}
 
 
 def wire_error(error: ErrorT, model: str) -> ErrorT:
@@ -239,36 +247,20 @@ def _spelled(sentence: str, model: str) -> str:
 class AskedBulk:
     """A bulk taken apart."""
 
-    jobs: Sequence[Asked]
-    webhook_url: str | None
+    jobs: Sequence[Mapping[str, Json]]
+    """Each is a `request`; an empty one where there was no object."""
     warnings: tuple[str, ...]
     """About the bulk itself; each job has its own."""
 
 
 def bulk(raw: Mapping[str, Json]) -> AskedBulk:
-    """The requests of a bulk and what is around them.
-
-    Raises: InvalidRequest with paths below `jobs.N`.
-    """
-    jobs, url = raw.get("jobs"), None
-    details: list[Detail] = []
-    try:
-        url = _webhook_url(raw)
-    except InvalidRequest as error:
-        details += error.details
+    """The requests of a bulk, and the warnings about what is around them. Raises InvalidRequest: there are none, or too many."""
+    jobs = raw.get("jobs")
     if not isinstance(jobs, list) or not 1 <= len(jobs) <= MAX_BULK:
         count = f"{len(jobs)} requests" if isinstance(jobs, list) else repr(jobs)[:80]
-        raise InvalidRequest.of(*details, Detail("jobs", f"must be a list of 1 to {MAX_BULK} requests (got {count})"))
-    asked: list[Asked] = []
-    for index, one in enumerate(jobs):
-        try:
-            asked.append(request(one if isinstance(one, Mapping) else {}))
-        except InvalidRequest as error:
-            details += below(error, index).details
-    if details:
-        raise InvalidRequest.of(*details)
-    unknown = (name for name in raw if name not in _BULK_FIELDS)
-    return AskedBulk(asked, url, tuple(f"Unknown field {name!r} was ignored." for name in unknown))
+        raise InvalidRequest.of(Detail("jobs", f"must be a list of 1 to {MAX_BULK} requests (got {count})"))
+    unknown = tuple(f"Unknown field {name!r} was ignored." for name in raw if name not in _BULK_FIELDS)
+    return AskedBulk([one if isinstance(one, Mapping) else {} for one in jobs], unknown)
 
 
 def below(error: ErrorT, index: int) -> ErrorT:

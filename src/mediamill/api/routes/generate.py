@@ -16,11 +16,21 @@ from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
 from mediamill.api.replies import accepted, replay_mark, urls_of
-from mediamill.api.submit import Wish, check_quota, objections, prepare, several, submit, unstage
+from mediamill.api.submit import (
+    Asked,
+    Wish,
+    check,
+    check_quota,
+    objections,
+    prepare,
+    several,
+    submit,
+    unstage,
+    wrong_inputs,
+)
 from mediamill.api.waiting import MAX_WAIT_S, cancel_and_wait, wait_for
 from mediamill.contracts import generation
 from mediamill.errors import InputError, InvalidRequest, MediamillError, NotImplementedYet, TooLarge
-from mediamill.inputs.references import check_url
 from mediamill.jobs.store import Idempotency, Submission
 from mediamill.model import Job, Json
 
@@ -73,10 +83,7 @@ async def create(
     request: Request, deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey, wait: WaitSeconds = 0
 ) -> Response:
     """Queue a job. `?wait=` answers with its last state, as polling would, when it has ended by then."""
-    try:
-        asked = generation.request(raw)
-    except InvalidRequest as error:
-        raise several([error, *objections(generation.webhook_in(raw), "webhookUrl", deps.guard)]) from error
+    asked = _asked(deps, raw)
     wish = Wish(webhook_url=asked.webhook_url, idempotency_key=key, warnings=asked.warnings)
     try:
         job, replayed = await submit(
@@ -107,43 +114,89 @@ async def create(
 )
 async def create_bulk(deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey) -> Response:
     """Queue all of them, or none when one is wrong. One webhook tells the end of the last."""
-    asked = generation.bulk(raw)
-    if asked.webhook_url is not None:
-        check_url(asked.webhook_url, "webhookUrl", deps.guard)
+    checked, url, warnings = await _checked_bulk(deps, raw)
     idempotency = _idempotency(caller, key, raw)
     before = None if idempotency is None else await deps.store.batch_made_by(idempotency)
     if before is not None:
-        return _bulk_accepted(before.id, before.jobs, asked, replayed=True)
-    await check_quota(deps, caller, jobs=len(asked.jobs))
-    ready = await _prepared(deps, caller, asked.jobs)
+        return _bulk_accepted(before.id, before.jobs, warnings, replayed=True)
+    await check_quota(deps, caller, jobs=len(checked))
+    ready = await _prepared(deps, caller, checked)
     try:
-        batch_id, jobs = await deps.store.submit_batch(ready, webhook_url=asked.webhook_url, idempotency=idempotency)
+        batch_id, jobs = await deps.store.submit_batch(ready, webhook_url=url, idempotency=idempotency)
     except BaseException:
         await _unstage(deps, ready)
         raise
     made = {job.id for job in jobs}
     others = [s for s in ready if s.job_id not in made]  # a replay at the same moment: these became no jobs
     await _unstage(deps, others)
-    return _bulk_accepted(batch_id, jobs, asked, replayed=bool(others))
+    return _bulk_accepted(batch_id, jobs, warnings, replayed=bool(others))
 
 
-def _bulk_accepted(batch_id: str, jobs: Sequence[Job], asked: generation.AskedBulk, *, replayed: bool) -> JSONResponse:
+def _bulk_accepted(batch_id: str, jobs: Sequence[Job], warnings: Sequence[str], *, replayed: bool) -> JSONResponse:
     headers = {"Location": f"/api/v1/generate/bulk/{batch_id}"} | replay_mark(replayed)
-    return JSONResponse(generation.bulk_accepted(batch_id, jobs, warnings=asked.warnings), 202, headers=headers)
+    return JSONResponse(generation.bulk_accepted(batch_id, jobs, warnings=warnings), 202, headers=headers)
 
 
-async def _prepared(deps: Deps, caller: Caller, asked: Sequence[generation.Asked]) -> list[Submission]:
-    """Every submission checked and staged; nothing stays staged when one of them is refused."""
+def _asked(deps: Deps, raw: Mapping[str, Json]) -> generation.Asked:
+    """A request taken apart. Raises InvalidRequest, which names wrong addresses beside what the contract refuses."""
+    try:
+        return generation.request(raw)
+    except InvalidRequest as error:
+        wrong = [error, *objections(generation.webhook_in(raw), "webhookUrl", deps.guard)]
+        entry = catalog.load().get(str(raw.get("model")))
+        if entry is not None:
+            found = wrong_inputs(deps, entry, generation.in_catalog_words(raw), besides=error)
+            wrong += [generation.wire_error(one, entry.name) for one in found]
+        raise several(wrong) from error
+
+
+async def _checked_bulk(deps: Deps, raw: Mapping[str, Json]) -> tuple[list[Asked], str | None, Sequence[str]]:
+    """Each request, the bulk's webhook URL and the warnings. Raises InvalidRequest, naming all that is wrong."""
+    wrong = objections(generation.webhook_in(raw), "webhookUrl", deps.guard)
+    url: str | None = None
+    try:
+        url = generation.webhook_url(raw)
+    except InvalidRequest as error:
+        wrong.append(error)
+    try:
+        asked = generation.bulk(raw)
+    except InvalidRequest as error:
+        raise several([*wrong, error]) from error
+    checked: list[Asked] = []
+    for index, one in enumerate(asked.jobs):
+        try:
+            checked.append(await _checked(deps, one))
+        except InvalidRequest as error:
+            wrong.append(generation.below(error, index))
+        except _OF_ONE_JOB as error:
+            raise generation.below(error, index) from error
+    if wrong:
+        raise several(wrong)
+    return checked, url, asked.warnings
+
+
+async def _checked(deps: Deps, raw: Mapping[str, Json]) -> Asked:
+    asked = _asked(deps, raw)
+    wish = Wish(webhook_url=asked.webhook_url, warnings=asked.warnings)
+    entry = catalog.get(asked.model)
+    try:
+        return await check(deps, entry=entry, raw=asked.input, contract="generation", wish=wish)
+    except MediamillError as error:
+        raise generation.wire_error(error, asked.model) from error
+
+
+async def _prepared(deps: Deps, caller: Caller, checked: Sequence[Asked]) -> list[Submission]:
+    """Every submission; nothing stays staged when one of them is refused."""
     ready: list[Submission] = []
     wrong: list[InvalidRequest] = []
     try:
-        for index, one in enumerate(asked):
+        for index, one in enumerate(checked):
             try:
-                ready.append(await _prepared_one(deps, caller, one))
+                ready.append(await prepare(deps, caller, one))
             except InvalidRequest as error:
-                wrong.append(generation.below(error, index))
+                wrong.append(generation.below(generation.wire_error(error, one.entry.name), index))
             except _OF_ONE_JOB as error:
-                raise generation.below(error, index) from error
+                raise generation.below(generation.wire_error(error, one.entry.name), index) from error
     except BaseException:
         await _unstage(deps, ready)
         raise
@@ -151,16 +204,6 @@ async def _prepared(deps: Deps, caller: Caller, asked: Sequence[generation.Asked
         await _unstage(deps, ready)
         raise several(wrong)
     return ready
-
-
-async def _prepared_one(deps: Deps, caller: Caller, one: generation.Asked) -> Submission:
-    wish = Wish(webhook_url=one.webhook_url, warnings=one.warnings)
-    try:
-        return await prepare(
-            deps, caller, entry=catalog.get(one.model), raw=one.input, contract="generation", wish=wish
-        )
-    except MediamillError as error:
-        raise generation.wire_error(error, one.model) from error
 
 
 async def _unstage(deps: Deps, submissions: Sequence[Submission]) -> None:

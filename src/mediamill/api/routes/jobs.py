@@ -18,11 +18,11 @@ from mediamill.api import edge, openapi
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, WaitSeconds
 from mediamill.api.errors import ContractRouter
 from mediamill.api.replies import accepted, as_created, urls_of
-from mediamill.api.submit import Wish, submit
+from mediamill.api.submit import Wish, check, objections, several, submit
 from mediamill.api.waiting import MAX_WAIT_S, wait_for
 from mediamill.catalog import Entry
 from mediamill.contracts import native
-from mediamill.errors import Detail, InvalidRequest, NotFound
+from mediamill.errors import Detail, InvalidRequest, NotFound, NotImplementedYet
 from mediamill.model import Job, Json, Status
 
 _ASK_AGAIN_S = 1
@@ -56,7 +56,10 @@ async def create(
     request: Request, deps: DepsDep, caller: CallerDep, raw: JsonBody, key: IdempotencyKey, wait: WaitSeconds = 0
 ) -> Response:
     """Check the request, queue the job and answer 202 with its envelope; `Location` is where to ask for it."""
-    parsed, unknown = native.request(raw)
+    try:
+        parsed, unknown = native.request(raw)
+    except InvalidRequest as error:
+        raise several([error, *await _wrong_inside(deps, raw)]) from error
     wish = Wish(
         webhook_url=parsed.webhook_url,
         idempotency_key=key,
@@ -74,6 +77,21 @@ async def create(
         if job.status.ended:
             return accepted(job, native.reply(job, await urls_of(deps, job)), replayed=replayed, status=200)
     return accepted(job, native.reply(as_created(job), {}), replayed=replayed)
+
+
+async def _wrong_inside(deps: Deps, raw: Mapping[str, Json]) -> list[InvalidRequest]:
+    """What is wrong with input and webhook of a request that is wrong around them."""
+    entry, inner, url = catalog.load().get(str(raw.get("model"))), raw.get("input"), raw.get("webhook_url")
+    if entry is None or not isinstance(inner, Mapping):
+        return objections(url, "webhook_url", deps.guard)
+    try:
+        wish = Wish(webhook_url=url if isinstance(url, str) else None)
+        await check(deps, entry=entry, raw=inner, contract="native", wish=wish)
+    except InvalidRequest as error:
+        return [native.under_input(error)]
+    except NotImplementedYet:
+        pass
+    return []
 
 
 def _entry(model: str) -> Entry:

@@ -13,7 +13,7 @@ from mediamill.api import openapi, samples
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
 from mediamill.api.replies import accepted, replay_mark, urls_of
-from mediamill.api.submit import Wish, objections, several, submit
+from mediamill.api.submit import Wish, objections, several, submit, wrong_inputs
 from mediamill.api.waiting import error_of, wait_or_timeout
 from mediamill.contracts import text_to_video as contract
 from mediamill.errors import InvalidRequest
@@ -50,7 +50,8 @@ async def generate(
     try:
         asked = contract.request(raw)
     except InvalidRequest as error:
-        raise several([error, *objections(raw.get("webhook_url"), "webhook_url", deps.guard)]) from error
+        around = objections(raw.get("webhook_url"), "webhook_url", deps.guard)
+        raise several([error, *around, *wrong_inputs(deps, catalog.get(MODEL), raw, besides=error)]) from error
     job, replayed = await submit(
         deps,
         caller,

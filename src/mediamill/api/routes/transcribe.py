@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from mediamill.api.auth import Caller
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, RespondAsync, json_object
 from mediamill.api.errors import ContractRouter
 from mediamill.api.replies import blocking
-from mediamill.api.submit import Wish, check_room, submit
+from mediamill.api.submit import Wish, check_room, objections, submit, with_more, wrong_inputs
 from mediamill.api.uploads import received_form, store_upload
+from mediamill.catalog import Entry
 from mediamill.catalog.transcribe import REPOS, TranscribeRequest
 from mediamill.config import Settings
 from mediamill.contracts import transcription
-from mediamill.errors import ModelUnavailable
+from mediamill.errors import InvalidRequest, ModelUnavailable
 from mediamill.model import Json
 
 router = ContractRouter(error_reply=transcription.error_reply, covers=("/transcribe",), tags=["transcription"])
@@ -55,12 +57,13 @@ async def transcribe(
         raw, added = await _from_form(request, deps, caller, key)
     else:
         raw = await json_object(request)
+    entry = catalog.get("transcribe")
     try:
-        inner, webhook_url = transcription.request(raw)
+        inner, webhook_url = _taken_apart(deps, entry, raw)
         submitted = await submit(
             deps,
             caller,
-            entry=catalog.get("transcribe"),
+            entry=entry,
             raw=inner,
             contract="transcription",
             wish=Wish(webhook_url=webhook_url, idempotency_key=key),
@@ -73,6 +76,14 @@ async def transcribe(
     return await blocking(
         request, deps, submitted, reply=transcription.reply, limit_s=limit_s, respond_async=respond_async
     )
+
+
+def _taken_apart(deps: Deps, entry: Entry, raw: Mapping[str, Json]) -> tuple[dict[str, Json], str | None]:
+    try:
+        return transcription.request(raw)
+    except InvalidRequest as error:
+        around = objections(raw.get("webhook_url"), "webhook_url", deps.guard)
+        raise with_more(error, [*around, *wrong_inputs(deps, entry, raw, besides=error)]) from error
 
 
 async def _from_form(

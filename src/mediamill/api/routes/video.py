@@ -13,10 +13,11 @@ from mediamill.api import edge, openapi
 from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBody, RespondAsync
 from mediamill.api.errors import ContractRouter
 from mediamill.api.replies import blocking, urls_of
-from mediamill.api.submit import Wish, submit
+from mediamill.api.submit import Wish, objections, submit, with_more, wrong_inputs
 from mediamill.api.waiting import cancel_and_wait
 from mediamill.contracts import native
 from mediamill.contracts import video_processing as video
+from mediamill.errors import InvalidRequest
 from mediamill.model import Job, Json, Status
 
 router = ContractRouter(error_reply=video.error_reply, covers=("/video/", "/job/"), tags=["video processing"])
@@ -56,11 +57,16 @@ def _route(operation: video.Operation) -> Callable[..., Coroutine[Any, Any, Resp
         respond_async: RespondAsync,
     ) -> Response:
         """Answers when the job has ended, at most after the blocking limit; 202 with `Prefer: respond-async`."""
-        inner, webhook_url = video.request(operation, raw)
+        entry = catalog.get(operation)
+        try:
+            inner, webhook_url = video.request(operation, raw)
+        except InvalidRequest as error:
+            around = objections(raw.get("webhook_url"), "webhook_url", deps.guard)
+            raise with_more(error, [*around, *wrong_inputs(deps, entry, raw, besides=error)]) from error
         submitted = await submit(
             deps,
             caller,
-            entry=catalog.get(operation),
+            entry=entry,
             raw=inner,
             contract="video_processing",
             wish=Wish(webhook_url=webhook_url, idempotency_key=key),
