@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from mediamill.jobs.store import JobStore, Rules, Submission, Taken
 from mediamill.model import Artifact, Job, MediaFacts
 
 SLOT = uuid4()
+_LOOKS = 20
+_SOON_S = 0.5
 
 
 @asynccontextmanager
@@ -42,9 +45,16 @@ async def try_take(
 
 
 async def take(store: JobStore, **how: Any) -> Taken:
-    taken = await try_take(store, **how)
-    assert taken is not None, "there was nothing to take"
-    return taken
+    """Takes what is there as a worker does: nothing got means nothing there only where there is none to wake up for."""
+    for _ in range(_LOOKS):
+        taken = await try_take(store, **how)
+        if taken is not None:
+            return taken
+        wake_s = await store.next_wake_s(how.get("pools", ("cpu",)))
+        if wake_s > _SOON_S:
+            break
+        await asyncio.sleep(wake_s)
+    raise AssertionError("there was nothing to take")
 
 
 async def succeed(store: JobStore, taken: Taken, **what: Any) -> bool:
