@@ -9,7 +9,11 @@ import zlib
 
 import pytest
 
+from mediamill.jobs.database import Database
+from mediamill.jobs.store import JobStore
+from mediamill.model import Job
 from tests.api import hands
+from tests.api.conftest import running
 
 FAKE = {"model": "fake", "input": {"kind": "video", "width": 320, "height": 180}}
 
@@ -64,6 +68,33 @@ async def test_waiting_calls_answer_when_the_job_ends(service):
     await hands.finish(service.deps)
     created, asked = await asyncio.gather(creating, asking)
     assert (created.status, created.body["status"], asked.body) == (200, "succeeded", created.body)
+
+
+class Counting(JobStore):
+    """Counts how often a job is read."""
+
+    reads = 0
+
+    async def get(self, job_id: str, *, position: bool = False) -> Job:
+        self.reads += 1
+        return await super().get(job_id, position=position)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}?wait={}", "/api/v1/generate/{}?wait={}"])
+async def test_a_waiting_call_reads_the_job_once_before_it_waits(database_url, tmp_path, path):
+    store = Counting(Database(database_url))
+    async with store, running(store, tmp_path) as service:
+        made = (await service.post("/v1/jobs", FAKE)).body
+        while not store.events.connected:  # which wakes all who wait
+            assert (await service.get(path.format(made["id"], 0.05))).status == 200
+        store.reads = 0
+        asking = asyncio.ensure_future(service.get(path.format(made["id"], 30)))
+        await asyncio.sleep(0.2)
+        before = store.reads
+        await hands.finish(service.deps)
+        assert ((await asking).status, before) == (200, 1)
+        for unknown in ("00000000-0000-7000-8000-000000000000", "nope"):
+            assert (await service.get(path.format(unknown, 30))).status == 404
 
 
 async def test_a_wait_that_is_too_short_answers_with_the_job_as_it_is(service):

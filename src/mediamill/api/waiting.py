@@ -39,28 +39,33 @@ async def wait_for(deps: Deps, job: Job, limit_s: float, *, request: Request | N
     """The latest state: after its end, after `limit_s`, at shutdown, or when the caller has left."""
     if job.status.ended or limit_s <= 0:
         return job
-    waiting = asyncio.ensure_future(_ended(deps, job, limit_s))
+    return await wait_for_id(deps, job.id, limit_s, request=request)
+
+
+async def wait_for_id(deps: Deps, job_id: str, limit_s: float, *, request: Request | None = None) -> Job:
+    """The same for a job of which nothing was read yet: waiting begins with a read. Raises NotFound."""
+    waiting = asyncio.ensure_future(_ended(deps, job_id, limit_s))
     others: list[asyncio.Future[Any]] = [asyncio.ensure_future(deps.stopping.wait())]
     if request is not None:
         others.append(asyncio.ensure_future(_left(request)))
     try:
         await asyncio.wait([waiting, *others], return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else await deps.store.get(job.id)
+        return waiting.result() if waiting.done() else await deps.store.get(job_id)
     finally:
         for task in (waiting, *others):
             task.cancel()
         await asyncio.gather(waiting, *others, return_exceptions=True)
 
 
-async def _ended(deps: Deps, job: Job, limit_s: float) -> Job:
+async def _ended(deps: Deps, job_id: str, limit_s: float) -> Job:
     """The job once it has ended or after `limit_s`; sits out a database that is away meanwhile."""
     give_up_at = time.monotonic() + limit_s
     while True:
         try:
-            return await deps.store.wait(job.id, max(0.0, give_up_at - time.monotonic()))
+            return await deps.store.wait(job_id, max(0.0, give_up_at - time.monotonic()))
         except StoreUnavailable as error:
             if time.monotonic() + _AWAY_S > give_up_at:
-                raise with_job(error, job.id) from error
+                raise with_job(error, job_id) from error
             await asyncio.sleep(_AWAY_S)
 
 

@@ -28,7 +28,7 @@ from mediamill.api.submit import (
     unstage,
     wrong_inputs,
 )
-from mediamill.api.waiting import MAX_WAIT_S, cancel_and_wait, wait_for
+from mediamill.api.waiting import MAX_WAIT_S, cancel_and_wait, wait_for, wait_for_id
 from mediamill.contracts import generation
 from mediamill.errors import InputError, InvalidRequest, MediamillError, NotImplementedYet, TooLarge
 from mediamill.jobs.store import Idempotency, Submission
@@ -241,9 +241,10 @@ async def bulk_state(deps: DepsDep, batch_id: str) -> dict[str, Any]:
 async def state(request: Request, deps: DepsDep, job_id: str, wait: WaitSeconds = 0) -> dict[str, Any]:
     """Queued, processing, completed or failed."""
     edge.note(job_id=job_id)
-    job = await deps.store.get(job_id, position=not wait)
     if wait:
-        job = await wait_for(deps, job, min(wait, MAX_WAIT_S), request=request)
+        job = await wait_for_id(deps, job_id, min(wait, MAX_WAIT_S), request=request)
+    else:
+        job = await deps.store.get(job_id, position=True)
     return generation.reply(job, await urls_of(deps, job))
 
 

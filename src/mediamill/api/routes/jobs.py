@@ -19,7 +19,7 @@ from mediamill.api.deps import CallerDep, Deps, DepsDep, IdempotencyKey, JsonBod
 from mediamill.api.errors import ContractRouter
 from mediamill.api.replies import accepted, as_created, urls_of
 from mediamill.api.submit import Wish, check, objections, several, submit
-from mediamill.api.waiting import MAX_WAIT_S, wait_for
+from mediamill.api.waiting import MAX_WAIT_S, wait_for, wait_for_id
 from mediamill.catalog import Entry
 from mediamill.contracts import native
 from mediamill.errors import Detail, InvalidRequest, NotFound, NotImplementedYet
@@ -174,15 +174,17 @@ def _json_or_text(name: str, value: str) -> Json:
 @router.get("/v1/jobs/{job_id}", summary="One job", responses=openapi.errors((*openapi.COMMON_ERRORS,)))
 async def one(request: Request, deps: DepsDep, job_id: str, wait: WaitSeconds = 0) -> Response:
     """The envelope. While it has not ended: `Retry-After`. `If-None-Match` with the `ETag` saves the body."""
-    job = await _get(deps, job_id, position=not wait)
+    edge.note(job_id=job_id)
     if wait:
-        job = await wait_for(deps, job, min(wait, MAX_WAIT_S), request=request)
+        job = await wait_for_id(deps, job_id, min(wait, MAX_WAIT_S), request=request)
+    else:
+        job = await deps.store.get(job_id, position=True)
     return _envelope(request, job, await urls_of(deps, job))
 
 
-async def _get(deps: Deps, job_id: str, *, position: bool = False) -> Job:
+async def _get(deps: Deps, job_id: str) -> Job:
     edge.note(job_id=job_id)
-    return await deps.store.get(job_id, position=position)
+    return await deps.store.get(job_id)
 
 
 def _envelope(request: Request, job: Job, urls: Mapping[str, str]) -> Response:
