@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -46,13 +45,8 @@ async def ready(deps: DepsDep) -> Response:
     up = bool(workers) and not deps.stopping.is_set()
     pools = {pool: sum(w.slots for w in workers if w.pool == pool) for pool in sorted({w.pool for w in workers})}
     missing = sorted({catalog.pool_of(e, deps.settings) for e in catalog.load().values()} - pools.keys())
-    body = {"status": _status(missing) if up else "no worker is up", "pools": pools, "missing": missing}
+    body = {"status": "ready" if up else "no worker is up", "pools": pools, "missing": missing}
     return JSONResponse(body, 200 if up else 503, headers={} if up else {"Retry-After": "1"})
-
-
-def _status(missing: Sequence[str]) -> str:
-    named = f"pool {missing[0]}" if len(missing) == 1 else f"pools {', '.join(missing)}"
-    return f"ready; no worker of {named} is up" if missing else "ready"
 
 
 @router.get("/docs", include_in_schema=False)
