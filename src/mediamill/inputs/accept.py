@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mediamill.catalog import MediaKind
 from mediamill.errors import UnsupportedMedia
-from mediamill.media.sniff import HEAD_BYTES, sniff_bytes
+from mediamill.media.sniff import HEAD_BYTES, PICTURES, sniff_bytes
 
 ACCEPTED: dict[MediaKind, str] = {
-    "image": "JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF pictures",
+    "image": f"{PICTURES} pictures",
     "video": "MP4, MOV, WebM, Matroska, AVI, MPEG and FLV videos",
     "audio": "MP3, AAC, M4A, WAV, FLAC, Ogg and AIFF sounds, or a video with sound",
     "subtitles": "SRT subtitles as plain text",
@@ -124,8 +124,8 @@ def _riff_ends_early(path: Path) -> bool:
     return path.stat().st_size < promised
 
 
-def _mp4_ends_early(path: Path) -> bool:
-    """Whether the index is missing, or the box that holds it or the pictures goes beyond the end."""
+def _boxes_end_early(path: Path, *, indexes: frozenset[bytes]) -> bool:
+    """Whether every index is missing, or the box that holds one or the pictures goes beyond the end."""
     size_bytes = path.stat().st_size
     indexed = False
     at = 0
@@ -140,17 +140,26 @@ def _mp4_ends_early(path: Path) -> bool:
                 length = size_bytes - at
             if length < _SIZE_HEADER_BYTES:
                 break
-            indexed = indexed or name == b"moov"
+            indexed = indexed or name in indexes
             if at + length > size_bytes:
-                return not indexed or name in {b"moov", b"mdat"}
+                return not indexed or name in indexes | {b"mdat"}
             at += length
     return not indexed
+
+
+def _mp4_ends_early(path: Path) -> bool:
+    return _boxes_end_early(path, indexes=frozenset({b"moov"}))
+
+
+def _heic_ends_early(path: Path) -> bool:
+    return _boxes_end_early(path, indexes=frozenset({b"meta", b"moov"}))
 
 
 _ENDS_EARLY: dict[str, Callable[[Path], bool]] = {
     "image/png": _png_ends_early,
     "image/jpeg": _jpeg_ends_early,
     "image/webp": _riff_ends_early,
+    "image/heic": _heic_ends_early,
     "video/mp4": _mp4_ends_early,
     "video/quicktime": _mp4_ends_early,
     "audio/mp4": _mp4_ends_early,

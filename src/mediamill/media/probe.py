@@ -16,14 +16,13 @@ import av.error
 from PIL import Image, UnidentifiedImageError
 
 from mediamill.errors import TooLarge, UnsupportedMedia
-from mediamill.media import tone
+from mediamill.media import heif, tone
 from mediamill.media.facts import Hdr, MediaFacts
+from mediamill.media.size import MAX_PIXELS, check_size
 from mediamill.media.sniff import DEMUXERS, Sniffed, sniff
 
-MAX_PIXELS = 50_000_000
-"""Most pixels of one picture; a decoder needs about 4 bytes for each."""
-MAX_SIDE_PX = 16_384
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+heif.register()
 MAX_STREAMS = 32
 MAX_FRAMES = 10_000_000
 """Most packets of one stream that are counted before the file is refused."""
@@ -229,7 +228,7 @@ def _video(stream: Any, tally: _Tally, sniffed: Sniffed) -> VideoTrack:
     context = stream.codec_context
     if context is None:
         raise UnsupportedMedia("The video stream has a codec that cannot be decoded here.")
-    _check_size(context.width, context.height)
+    check_size(context.width, context.height)
     if sniffed.demuxer == "mov" and stream.frames > tally.all_packets:
         raise UnsupportedMedia(f"The file is truncated: {tally.all_packets} of {stream.frames} pictures are there.")
     if tally.packets == 0:
@@ -328,17 +327,8 @@ def check_picture_size(path: Path) -> tuple[int, int]:
         raise TooLarge(f"The picture is too large: at most {MAX_PIXELS} pixels are accepted.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UnsupportedMedia(f"The picture cannot be read: {reason_of(error)}.") from error
-    _check_size(width_px, height_px)
+    check_size(width_px, height_px)
     return width_px, height_px
-
-
-def _check_size(width_px: int, height_px: int) -> None:
-    if width_px < 1 or height_px < 1:
-        raise UnsupportedMedia(f"The picture is {width_px}x{height_px}.")
-    if width_px * height_px > MAX_PIXELS or max(width_px, height_px) > MAX_SIDE_PX:
-        raise TooLarge(
-            f"The picture is {width_px}x{height_px}; at most {MAX_PIXELS} pixels and {MAX_SIDE_PX} a side are accepted."
-        )
 
 
 def _picture_facts(path: Path) -> MediaFacts:

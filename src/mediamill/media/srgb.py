@@ -39,8 +39,8 @@ def converted(picture: Image.Image, colour: Colour | bytes | None) -> Image.Imag
 def stated(path: Path, picture: Any) -> Colour | bytes | None:
     """What an opened picture file says its colours are; None: nothing, which is sRGB.
 
-    Code points go before a profile in PNG (W3C PNG, third edition) and after one in AVIF. An
-    HDR profile says by code points too what it can not say by curves.
+    Code points go before a profile in PNG (W3C PNG, third edition) and after one in AVIF and
+    HEIC. An HDR profile says by code points too what it can not say by curves.
     """
     profile: bytes | None = picture.info.get("icc_profile")
     if picture.format == "PNG" and (colour := _of_png(path)) is not None:
@@ -48,6 +48,8 @@ def stated(path: Path, picture: Any) -> Colour | bytes | None:
     if profile:
         colour = _of_profile(profile)
         return colour if colour is not None and colour.is_hdr else profile
+    if picture.format == "HEIF":
+        return picture.info.get("colour")  # type: ignore[no-any-return]
     return _of_avif(path) if picture.format == "AVIF" else None
 
 
