@@ -16,6 +16,15 @@ PROGRESSIVE = samples.picture("JPEG", size=(64, 64), progressive=True)
 # A picture inside the metadata ends before the real one does.
 THUMBNAILED = JPEG[:2] + b"\xff\xe1" + (len(JPEG) + 2).to_bytes(2, "big") + JPEG + JPEG[2:]
 MP4 = samples.movie()
+
+
+def heif(*brands: bytes, index: bytes = b"meta") -> bytes:
+    """The outer boxes of a HEIF file."""
+    head = samples.box(b"ftyp", brands[0] + bytes(4) + b"".join(brands[1:]))
+    return head + samples.box(index, b"\x00" * 64) + samples.box(b"mdat", b"\x01" * 256)
+
+
+HEIC = heif(b"heic", b"mif1", b"heic")
 UTF16 = samples.SRT.encode("utf-16")
 PLAYLIST = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"
 
@@ -33,6 +42,12 @@ PLAYLIST = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"
         (samples.picture("BMP"), "image", "image/bmp"),
         (samples.picture("TIFF"), "image", "image/tiff"),
         (samples.picture("AVIF"), "image", "image/avif"),
+        (HEIC, "image", "image/heic"),
+        (heif(b"mif1", b"heic"), "image", "image/heic"),
+        (heif(b"msf1", b"hevc"), "image", "image/heic"),
+        (heif(b"heix"), "any", "image/heic"),
+        (heif(b"mif1", b"miaf", b"avif"), "image", "image/avif"),
+        (heif(b"isom", b"mif1", index=b"moov"), "video", "video/mp4"),
         (MP4, "video", "video/mp4"),
         (MP4, "audio", "video/mp4"),
         (MP4 + b"\x00\x00", "video", "video/mp4"),
@@ -92,6 +107,10 @@ def test_what_fits_is_taken(tmp_path: Path, content: bytes, kind: MediaKind, med
         (THUMBNAILED[:-40], "image", "ends too early"),
         (JPEG[:10], "image", "ends too early"),
         (samples.picture("WEBP")[:-5], "image", "ends too early"),
+        (HEIC, "video", "the file is image/heic"),
+        (HEIC[:-1], "image", "the file is damaged: it is image/heic and ends too early"),
+        (HEIC[:50], "image", "ends too early"),
+        (heif(b"heic", index=b"free"), "image", "ends too early"),
         (MP4[:-1], "video", "ends too early"),
         (MP4[:40], "video", "ends too early"),
         (MP4[:-1], "audio", "ends too early"),

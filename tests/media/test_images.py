@@ -126,7 +126,7 @@ def _noise_jpeg():
         (b"#EXTM3U\n#EXTINF:1\na.ts\n", "playlist"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "picture"),
         (b"hello, world", "not a picture"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "damaged"),
     ],
 )
 def test_what_is_no_whole_picture_is_refused_with_what_it_is(tmp_path, content, says):

@@ -1,13 +1,13 @@
 """HEIC pictures for Pillow: `Image.open` reads them after `register`.
 
 The index is read here, the pixels by the HEVC decoder that reads videos too; why not by libheif:
-docs/decisions/2026-11-26-heic-by-our-own-reader.md.
+docs/decisions/2026-11-26-heic-by-the-video-decoder.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import IO, Any
 
 import av
@@ -47,9 +47,11 @@ class HeifImage(ImageFile.ImageFile):
     format_description = "HEIC picture"
 
     def _open(self) -> None:
-        if sniff_bytes(self.fp.read(HEAD_BYTES)).media_type != "image/heic":
+        file: Any = self.fp
+        if sniff_bytes(file.read(HEAD_BYTES)).media_type != "image/heic":
             raise SyntaxError("not HEIC")  # Pillow asks the next one
-        self._still = heif_index.read(self.fp)
+        self._file = file
+        self._still = heif_index.read(file)
         self._size = self._still.shown_px
         self._mode = _mode(self._still)
         if self._still.profile is not None:
@@ -60,7 +62,7 @@ class HeifImage(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode, once."""
         if self._im is None:
-            self.im = _decoded(self.fp, self._still).im
+            self.im = _decoded(self._file, self._still).im
         return super().load()
 
 
@@ -100,7 +102,8 @@ def _frames(file: IO[bytes], tiles: Sequence[Tile]) -> Iterator[Any]:
         alike = list(run)
         decoder = _decoder(alike[0])
         try:
-            for packet in [*(_packet(file, tile, done + n) for n, tile in enumerate(alike)), None]:
+            packets = (_packet(file, tile, n) for n, tile in enumerate(alike, done))
+            for packet in chain(packets, [None]):
                 for frame in decoder.decode(packet):
                     tile = tiles[done]
                     whole = frame.width >= tile.width_px and frame.height >= tile.height_px

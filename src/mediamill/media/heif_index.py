@@ -18,8 +18,12 @@ from mediamill.media.size import check_size
 
 MAX_TILES = 4096
 """50 megapixels in the 512x512 of phones are 191 tiles, in 128x128 they are 3052."""
-MAX_INDEX_BYTES = 16 * 2**20
+MAX_INDEX_BYTES = 4 * 2**20
 """What holds no pixels; a phone writes 4 kB."""
+_MAX_BOXES = 1000
+"""Outermost ones; a phone writes three."""
+_MAX_EXTENTS = 65_536
+"""Of all items; they may have fields of no bytes, so that the index's size does not bound them."""
 
 _CODED = frozenset({b"hvc1", b"hev1"})
 _ALPHA = frozenset({b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"})
@@ -112,7 +116,9 @@ def damaged(why: str) -> UnsupportedMedia:
 def _meta(file: IO[bytes], size_bytes: int) -> bytes:
     """The body of the `meta` box."""
     at = 0
-    while at + 8 <= size_bytes:
+    for _ in range(_MAX_BOXES):
+        if at + 8 > size_bytes:
+            break
         file.seek(at)
         header = file.read(16)
         length, kind = struct.unpack_from(">I4s", header)
@@ -203,18 +209,24 @@ class _Index:
         offset_bytes, length_bytes, base_bytes, index_bytes = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
         wide = 4 if version > 1 else 2
         numbers = _Bytes(iloc, 6)
+        left = _MAX_EXTENTS
         for _ in range(numbers.number(wide)):
             item = self._item(numbers.number(wide))
             method = numbers.number(2) & 15 if version else _IN_FILE
             numbers.number(2)  # a file of its own; nobody writes that
             base = numbers.number(base_bytes)
             extents = []
-            for _ in range(numbers.number(2)):
+            count = numbers.number(2)
+            left -= count
+            if left < 0:
+                raise damaged(f"its items are in more than {_MAX_EXTENTS} pieces")
+            for _ in range(count):
                 if version:
                     numbers.number(index_bytes)
                 extents.append((base + numbers.number(offset_bytes), numbers.number(length_bytes)))
             if method == _IN_INDEX:
-                item.data = b"".join(idat[at : at + size] for at, size in extents[:1])
+                at, size = extents[0]
+                item.data = idat[at : at + size]
             elif method == _IN_FILE:
                 item.extents = tuple(extents)
 
@@ -242,10 +254,8 @@ class _Index:
         numbers = _Bytes(ipma, 4)
         for _ in range(numbers.number(4)):
             item = self._item(numbers.number(number_bytes))
-            for _ in range(numbers.number(1)):
-                link = numbers.number(link_bytes) & unneeded
-                if link:
-                    item.properties.append(properties[link - 1])
+            links = [numbers.number(link_bytes) & unneeded for _ in range(numbers.number(1))]
+            item.properties = [properties[link - 1] for link in links if link]  # told twice, the last counts
 
     def still(self, number: int, *, with_alpha: bool) -> Still:
         """An item as a picture."""
@@ -296,7 +306,7 @@ class _Index:
 
     def _tile(self, item: _Item) -> Tile:
         config = item.property(b"hvcC")
-        if item.kind not in _CODED or config is None or not item.extents:
+        if item.kind not in _CODED or config is None or not any(size for _, size in item.extents):
             raise damaged("a tile is not there")
         if any(at + size > self._file_bytes for at, size in item.extents):
             raise damaged("it ends too early")
