@@ -9,7 +9,9 @@ import pytest
 from mediamill.catalog import MediaKind
 from mediamill.errors import UnsupportedMedia
 from mediamill.inputs.accept import accepted_type
+from tests.heif_samples import photo
 from tests.inputs import samples
+from tests.media_samples import quarters
 
 JPEG = samples.picture("JPEG", size=(64, 64))
 PROGRESSIVE = samples.picture("JPEG", size=(64, 64), progressive=True)
@@ -125,3 +127,24 @@ def test_what_does_not_fit_is_named_with_what_would(tmp_path: Path, content: byt
     assert refused.value.message.startswith("images.0.image_url: ")
     assert said in refused.value.message
     assert "; accepted: " in refused.value.message
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.5, 0.9, 0.999])
+def test_a_phone_s_photo_that_was_cut_is_refused(tmp_path: Path, kept: float) -> None:
+    path = photo(tmp_path / "a.heic", quarters(128, 128))
+    assert accepted_type(path, kind="image", field="image_url") == "image/heic"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(UnsupportedMedia, match="^image_url: the file is damaged: it is image/heic and ends too early"):
+        accepted_type(path, kind="image", field="image_url")
+
+
+def test_no_more_than_a_day_of_fragments_is_looked_at(tmp_path: Path) -> None:
+    """An index behind a million empty boxes is not searched for, and a film of as many fragments is no damaged one."""
+    head = samples.box(b"ftyp", b"isom\x00\x00\x02\x00")
+    index, fragments = samples.box(b"moov", b"\x00" * 64), samples.box(b"moof") * 1_000_000
+    path = tmp_path / "a.mp4"
+    path.write_bytes(head + index + fragments)
+    assert accepted_type(path, kind="video", field="video") == "video/mp4"
+    path.write_bytes(head + fragments + index)
+    with pytest.raises(UnsupportedMedia, match="ends too early"):
+        accepted_type(path, kind="video", field="video")

@@ -23,8 +23,7 @@ import imageio_ffmpeg
 
 from mediamill.errors import Cancelled, DeadlineExceeded, EngineFailed, Misconfigured
 from mediamill.media.encoders import EncoderChoice
-from mediamill.media.probe import MAX_STREAMS
-from mediamill.media.size import MAX_PIXELS
+from mediamill.media.probe import MAX_PIXELS, MAX_STREAMS
 from mediamill.media.sniff import DEMUXERS, Sniffed
 
 _GIB = 1024**3

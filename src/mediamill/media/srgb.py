@@ -49,7 +49,7 @@ def stated(path: Path, picture: Any) -> Colour | bytes | None:
         colour = _of_profile(profile)
         return colour if colour is not None and colour.is_hdr else profile
     if picture.format == "HEIF":
-        return picture.info.get("colour")  # type: ignore[no-any-return]
+        return _of_nclx(picture.info.get("nclx_profile"))
     return _of_avif(path) if picture.format == "AVIF" else None
 
 
@@ -92,6 +92,11 @@ def _of_profile(profile: bytes) -> Colour | None:
     except struct.error:
         return None
     return None
+
+
+def _of_nclx(said: dict[str, Any] | None) -> Colour | None:
+    """As libheif reads them."""
+    return None if said is None else Colour(int(said["color_primaries"]), int(said["transfer_characteristics"]))
 
 
 def _of_avif(path: Path) -> Colour | None:
