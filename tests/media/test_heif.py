@@ -231,9 +231,7 @@ def _grid_of(rows, columns, width, height, *, wide=False):
     return struct.pack(form, 0, int(wide), rows - 1, columns - 1, width, height)
 
 
-@pytest.mark.parametrize(
-    ("width", "height"), [(60_000, 60_000), (16_385, 8), (10_000, 5_001)]
-)
+@pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (16_385, 8), (10_000, 5_001)])
 def test_a_picture_that_is_too_large_is_refused_before_any_of_it_is_decoded(tmp_path, width, height):
     heic = _photo()
     said = {"data": _grid_of(2, 2, width, height, wide=True), "properties": [samples.ispe(width, height)]}

@@ -42,8 +42,7 @@ def cover(path: Path, width_px: int, height_px: int) -> Pixels:
     """The picture as (height, width, 3) uint8 sRGB of exactly that size: upright, cropped at the centre, never stretched.
 
     Transparency is laid over black. Of an animation the first picture is taken. Peak memory is about 4 bytes for each
-    pixel of the file (JPEG: decoded at a half, quarter or eighth where that is still enough; HEIC: 8 where it has to be turned), plus the
-    result.
+    pixel of the file (JPEG: decoded at a half, quarter or eighth where that is still enough; HEIC: 11), plus the result.
 
     Raises: UnsupportedMedia, TooLarge (before anything is decoded), OutOfMemory.
     """
