@@ -39,5 +39,5 @@ def test_a_phone_s_photo_begins_a_generation_upright(tmp_path: Path) -> None:
     assert np.abs(pixels[12, 16] - (200, 30, 30)).max() < 4
     assert np.abs(pixels[36, 16] - (30, 30, 200)).max() < 4
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UnsupportedMedia, match="^image_url: The picture is damaged: Invalid input"):
+    with pytest.raises(UnsupportedMedia, match=r"^image_url: The picture is damaged: Invalid input"):
         covering(picture, width_px=32, height_px=48)
