@@ -17,6 +17,9 @@ from PIL import Image
 from mediamill.jobs.worker import run_worker
 from mediamill.media.probe import probe
 from tests.api.conftest import Service, running
+from tests.heif_samples import icc, irot
+from tests.heif_samples import photo as heif_photo
+from tests.media.test_still_colour import profile
 from tests.video_contract import VideoResponse
 
 
@@ -95,6 +98,30 @@ def first_pixel(clip: Path) -> np.ndarray:
     with av.open(str(clip)) as opened:
         frame = next(opened.decode(video=0)).to_ndarray(format="rgb24")
     return frame[frame.shape[0] // 2, frame.shape[1] // 2].astype(int)
+
+
+async def test_what_a_phone_takes_becomes_clips(store, database_url, tmp_path):
+    """An upright HEIC photo, wide gamut, sent as a file; and one whose index is broken."""
+    shown = np.zeros((96, 128, 3), np.uint8)
+    shown[:, :] = (200, 60, 60)
+    taken = heif_photo(tmp_path / "IMG_0001.HEIC", np.ascontiguousarray(np.rot90(shown)), irot(3), icc(profile()))
+    async with working(store, database_url, tmp_path) as service:
+        form = aiohttp.FormData()
+        form.add_field("file", taken.read_bytes(), filename="IMG_0001.HEIC", content_type="application/octet-stream")
+        uploaded = await service.call("POST", "/v1/files", data=form)
+        assert (uploaded.status, uploaded.body["media_type"]) == (201, "image/heic"), uploaded.body
+        broken = base64.b64encode(taken.read_bytes().replace(b"pitm", b"free")).decode()
+        stills = {"phone": uploaded.body["url"], "broken": f"data:image/heic;base64,{broken}"}
+        images = [{"id": name, "image_url": url, "duracao": 0.25} for name, url in stills.items()]
+        answer = await service.post("/video/img2vid", {"images": images, "path": "p/"})
+        assert answer.status == 200, answer.body
+        (video,) = VideoResponse.model_validate(answer.body).videos or ()
+        facts = await fetched(service, video.video_url, tmp_path)
+        assert (facts.width_px, facts.height_px, facts.frames) == (1920, 1080, 6)
+        assert np.abs(first_pixel(tmp_path / "fetched.mp4") - (217, 42, 52)).max() < 5
+        (error,) = answer.body["errors"]
+        assert error["id"] == "broken"
+        assert "The picture is damaged: Invalid input" in str(error)
 
 
 async def test_photos_become_clips_and_a_bad_one_does_not_lose_the_others(store, database_url, tmp_path):

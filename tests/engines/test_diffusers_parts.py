@@ -16,7 +16,6 @@ from diffusers.video_processor import VideoProcessor
 
 from mediamill.catalog import Entry, Request, Weights, _entries, load, register
 from mediamill.engines.diffusers import create, decode, locate, memory, plain, preview
-from mediamill.engines.diffusers.geometry import centre_crop, frames_up, grid_up
 from mediamill.engines.diffusers.locate import Located
 from mediamill.engines.diffusers.memory import Need, Placement
 from mediamill.engines.diffusers.pace import Pace
@@ -29,22 +28,6 @@ from tests.fixtures_tiny import run, work_of
 from tests.hub import hub
 from tests.service import environment
 from tests.tiny_pipelines import as_hub_cache
-
-
-@pytest.mark.parametrize(("value", "multiple", "up"), [(64, 16, 64), (65, 16, 80), (1, 32, 32), (512, 32, 512)])
-def test_sizes_go_up_to_the_grid(value: int, multiple: int, up: int) -> None:
-    assert grid_up(value, multiple) == up
-
-
-@pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 9), (9, 9), (10, 17), (24, 25), (120, 121), (257, 257)])
-def test_frame_counts_go_up_to_eight_k_plus_one(asked: int, made: int) -> None:
-    assert frames_up(asked, 8) == made
-
-
-def test_a_crop_keeps_the_middle() -> None:
-    frame = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    assert np.array_equal(centre_crop(frame, width_px=4, height_px=4), frame[1:5, 2:6])
-    assert np.array_equal(centre_crop(frame, width_px=7, height_px=5), frame[0:5, 0:7])
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,24 @@ import pytest
 from mediamill.catalog import MediaKind
 from mediamill.errors import UnsupportedMedia
 from mediamill.inputs.accept import accepted_type
+from tests.heif_samples import photo
 from tests.inputs import samples
+from tests.media_samples import quarters
 
 JPEG = samples.picture("JPEG", size=(64, 64))
 PROGRESSIVE = samples.picture("JPEG", size=(64, 64), progressive=True)
 # A picture inside the metadata ends before the real one does.
 THUMBNAILED = JPEG[:2] + b"\xff\xe1" + (len(JPEG) + 2).to_bytes(2, "big") + JPEG + JPEG[2:]
 MP4 = samples.movie()
+
+
+def heif(*brands: bytes, index: bytes = b"meta") -> bytes:
+    """The outer boxes of a HEIF file."""
+    head = samples.box(b"ftyp", brands[0] + bytes(4) + b"".join(brands[1:]))
+    return head + samples.box(index, b"\x00" * 64) + samples.box(b"mdat", b"\x01" * 256)
+
+
+HEIC = heif(b"heic", b"mif1", b"heic")
 UTF16 = samples.SRT.encode("utf-16")
 PLAYLIST = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"
 
@@ -33,6 +44,12 @@ PLAYLIST = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"
         (samples.picture("BMP"), "image", "image/bmp"),
         (samples.picture("TIFF"), "image", "image/tiff"),
         (samples.picture("AVIF"), "image", "image/avif"),
+        (HEIC, "image", "image/heic"),
+        (heif(b"mif1", b"heic"), "image", "image/heic"),
+        (heif(b"msf1", b"hevc"), "image", "image/heic"),
+        (heif(b"heix"), "any", "image/heic"),
+        (heif(b"mif1", b"miaf", b"avif"), "image", "image/avif"),
+        (heif(b"isom", b"mif1", index=b"moov"), "video", "video/mp4"),
         (MP4, "video", "video/mp4"),
         (MP4, "audio", "video/mp4"),
         (MP4 + b"\x00\x00", "video", "video/mp4"),
@@ -92,6 +109,10 @@ def test_what_fits_is_taken(tmp_path: Path, content: bytes, kind: MediaKind, med
         (THUMBNAILED[:-40], "image", "ends too early"),
         (JPEG[:10], "image", "ends too early"),
         (samples.picture("WEBP")[:-5], "image", "ends too early"),
+        (HEIC, "video", "the file is image/heic"),
+        (HEIC[:-1], "image", "the file is damaged: it is image/heic and ends too early"),
+        (HEIC[:50], "image", "ends too early"),
+        (heif(b"heic", index=b"free"), "image", "ends too early"),
         (MP4[:-1], "video", "ends too early"),
         (MP4[:40], "video", "ends too early"),
         (MP4[:-1], "audio", "ends too early"),
@@ -106,3 +127,24 @@ def test_what_does_not_fit_is_named_with_what_would(tmp_path: Path, content: byt
     assert refused.value.message.startswith("images.0.image_url: ")
     assert said in refused.value.message
     assert "; accepted: " in refused.value.message
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.5, 0.9, 0.999])
+def test_a_phone_s_photo_that_was_cut_is_refused(tmp_path: Path, kept: float) -> None:
+    path = photo(tmp_path / "a.heic", quarters(128, 128))
+    assert accepted_type(path, kind="image", field="image_url") == "image/heic"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(UnsupportedMedia, match=r"^image_url: the file is damaged: it is image/heic and ends too early"):
+        accepted_type(path, kind="image", field="image_url")
+
+
+def test_no_more_than_a_day_of_fragments_is_looked_at(tmp_path: Path) -> None:
+    """An index behind a million empty boxes is not searched for, and a film of as many fragments is no damaged one."""
+    head = samples.box(b"ftyp", b"isom\x00\x00\x02\x00")
+    index, fragments = samples.box(b"moov", b"\x00" * 64), samples.box(b"moof", b"") * 1_000_000
+    path = tmp_path / "a.mp4"
+    path.write_bytes(head + index + fragments)
+    assert accepted_type(path, kind="video", field="video") == "video/mp4"
+    path.write_bytes(head + fragments + index)
+    with pytest.raises(UnsupportedMedia, match="ends too early"):
+        accepted_type(path, kind="video", field="video")

@@ -109,6 +109,14 @@ def test_the_box_to_cover_with_is_the_largest_centred_one():
     assert cover_box(400, 100, aspect=1) == (150.0, 0.0, 250.0, 100.0)
 
 
+def test_an_avif_whose_first_brand_is_that_of_any_codec_is_read(tmp_path):
+    """Its first twelve bytes are those of some HEIC files."""
+    written = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(written, "AVIF", quality=95)
+    (tmp_path / "a").write_bytes(written.getvalue().replace(b"ftypavif", b"ftypmif1"))
+    assert cover(tmp_path / "a", 32, 32).mean((0, 1)) == pytest.approx((200, 30, 30), abs=3)
+
+
 def _noise_jpeg():
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (200, 200, 3), np.uint8)).save(buffer, "JPEG")
@@ -126,7 +134,7 @@ def _noise_jpeg():
         (b"#EXTM3U\n#EXTINF:1\na.ts\n", "playlist"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "picture"),
         (b"hello, world", "not a picture"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "damaged"),
     ],
 )
 def test_what_is_no_whole_picture_is_refused_with_what_it_is(tmp_path, content, says):

@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mediamill.media.images import cover
 from tests.hdr_samples import ENCODERS, PATCH_PX, WHITE_NITS, light_of_sdr, means
+from tests.heif_samples import icc, nclx, photo
 from tests.media_samples import ffmpeg
 
 _P3 = (200, 60, 60)
@@ -114,6 +115,10 @@ _WRITERS = {
     "a.tiff": lambda path: flat().save(path, icc_profile=profile()),
     "a.avif": lambda path: flat().save(path, quality=98, subsampling="4:4:4", icc_profile=profile()),
     "points.avif": avif_by_code_points,
+    "a.heic": lambda path: photo(path, np.asarray(flat()), icc(profile())),
+    "tiles.heic": lambda path: photo(path, np.asarray(flat()), tile_properties=[icc(profile())]),
+    "points.heic": lambda path: photo(path, np.asarray(flat()), nclx(12, 13, 6)),
+    "both.heic": lambda path: photo(path, np.asarray(flat()), nclx(1, 13, 6), icc(profile())),
 }
 
 
@@ -178,10 +183,16 @@ def hdr_avif(path, transfer):
     )
 
 
+def hdr_heic(path, transfer):
+    points = nclx(9, 16 if transfer == "pq" else 18, 9)
+    photo(path, hdr_codes(transfer), points, pixel_format="yuv444p10le", matrix=9)
+
+
+_HDR = [("a.png", hdr_png, 5), ("p.png", hdr_by_profile, 5), ("a.avif", hdr_avif, 14), ("a.heic", hdr_heic, 10)]
+
+
 @pytest.mark.parametrize("transfer", ["pq", "hlg"])
-@pytest.mark.parametrize(
-    ("name", "write", "within"), [("a.png", hdr_png, 5), ("p.png", hdr_by_profile, 5), ("a.avif", hdr_avif, 14)]
-)
+@pytest.mark.parametrize(("name", "write", "within"), _HDR)
 def test_an_hdr_picture_is_tone_mapped(tmp_path, name, write, within, transfer):
     """Pictures are decoded to 8 bits, of which one in PQ is four or five of SDR; AVIF adds its own rounding."""
     write(tmp_path / name, transfer)

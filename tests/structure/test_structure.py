@@ -67,6 +67,16 @@ def test_what_serves_callers_imports_no_gpu_library(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["mediamill.api.app", "mediamill.jobs.worker", "mediamill.providers.local"])
+def test_what_takes_requests_and_jobs_holds_no_decoder(module: str) -> None:
+    """Files of strangers are decoded in children alone."""
+    script = f"import sys, {module}; from mediamill import catalog, plugins; catalog.load()\n"
+    script += "for kind in ('contracts', 'api.routes', 'storage'): plugins.load_all(kind)\n"
+    script += "print(sorted({'PIL', 'av', 'cv2', 'pillow_heif'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("kind", ["engines", "providers"])
 def test_plugins_import_without_loading_a_gpu_library(kind: str) -> None:
     """An engine module may be imported to be asked; what it needs comes with its first work."""

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from mediamill.catalog import Entry, ImageUrl, KeyFolder, Request, folder_prefix, folder_warnings, register
 from mediamill.config import Settings
 from mediamill.errors import Detail, EngineFailed, InputUnreachable, InvalidRequest, MediamillError, UnsupportedMedia
+from mediamill.media.sniff import PICTURES
 from mediamill.model import Job, JobError, Json, Status
 
 MAX_STILLS = 1000
@@ -31,7 +32,7 @@ class Still(Request):
     id: Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=200)] = Field(
         description="The caller's name for it; each only once."
     )
-    image_url: ImageUrl = Field(description="JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF; at most 50 megapixels.")
+    image_url: ImageUrl = Field(description=f"{PICTURES}; at most 50 megapixels.")
     duracao: float = Field(gt=0, allow_inf_nan=False, description="Length of the clip, seconds.")
 
 

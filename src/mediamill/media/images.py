@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mediamill.errors import OutOfMemory, UnsupportedMedia
 from mediamill.media import srgb
-from mediamill.media.probe import check_picture_size, reason_of
-from mediamill.media.sniff import sniff
+from mediamill.media.probe import opened_picture
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,21 +42,12 @@ def cover(path: Path, width_px: int, height_px: int) -> Pixels:
     """The picture as (height, width, 3) uint8 sRGB of exactly that size: upright, cropped at the centre, never stretched.
 
     Transparency is laid over black. Of an animation the first picture is taken. Peak memory is about 4 bytes for each
-    pixel of the file (JPEG: decoded at a half, quarter or eighth where that is still enough), plus the result.
+    pixel of the file (JPEG: decoded at a half, quarter or eighth where that is still enough; HEIC: 11), plus the result.
 
     Raises: UnsupportedMedia, TooLarge (before anything is decoded), OutOfMemory.
     """
-    sniffed = sniff(path)
-    if sniffed.kind != "image":
-        raise UnsupportedMedia(f"The file is {sniffed.media_type}, not a picture.")
-    check_picture_size(path)
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(_fitted(path, picture, width_px, height_px), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise UnsupportedMedia(f"The picture is damaged: {reason_of(error)}.") from error
-    except MemoryError as error:
-        raise OutOfMemory("There was not enough memory to decode the picture; send a smaller one.") from error
+    with opened_picture(path) as picture:
+        return np.asarray(_fitted(path, picture, width_px, height_px), dtype=np.uint8)
 
 
 def _fitted(path: Path, picture: Any, width_px: int, height_px: int) -> Image.Image:

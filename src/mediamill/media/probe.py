@@ -13,9 +13,10 @@ from typing import Any
 
 import av
 import av.error
+import pillow_heif
 from PIL import Image, UnidentifiedImageError
 
-from mediamill.errors import TooLarge, UnsupportedMedia
+from mediamill.errors import OutOfMemory, TooLarge, UnsupportedMedia
 from mediamill.media import tone
 from mediamill.media.facts import Hdr, MediaFacts
 from mediamill.media.sniff import DEMUXERS, Sniffed, sniff
@@ -23,7 +24,13 @@ from mediamill.media.sniff import DEMUXERS, Sniffed, sniff
 MAX_PIXELS = 50_000_000
 """Most pixels of one picture; a decoder needs about 4 bytes for each."""
 MAX_SIDE_PX = 16_384
+MAX_HEIC_BYTES = 4 * MAX_PIXELS
+"""libheif has the whole file in memory; the pixels that are accepted are no more than this, uncompressed."""
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+pillow_heif.options.THUMBNAILS = False
+pillow_heif.options.DEPTH_IMAGES = False
+pillow_heif.options.AUX_IMAGES = False
+pillow_heif.options.DECODE_THREADS = 1  # one thread a still
 MAX_STREAMS = 32
 MAX_FRAMES = 10_000_000
 """Most packets of one stream that are counted before the file is refused."""
@@ -321,15 +328,42 @@ def check_picture_size(path: Path) -> tuple[int, int]:
 
     Raises: UnsupportedMedia, TooLarge (naming the size and the limit).
     """
+    with opened_picture(path) as picture:
+        return picture.size  # type: ignore[no-any-return]
+
+
+@contextmanager
+def opened_picture(path: Path) -> Iterator[Any]:
+    """A picture of Pillow's, of an accepted size and not decoded yet; what goes wrong inside the block is told as here.
+
+    Raises: UnsupportedMedia: no picture, or damaged. TooLarge (naming the size and the limit). OutOfMemory.
+    """
+    sniffed = sniff(path)
+    if sniffed.kind != "image":
+        raise UnsupportedMedia(f"The file is {sniffed.media_type}, not a picture.")
     try:
-        with Image.open(path) as picture:
-            width_px, height_px = picture.size
+        with _opened_heic(path) if sniffed.media_type == "image/heic" else Image.open(path) as picture:
+            _check_size(*picture.size)
+            yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"The picture is too large: at most {MAX_PIXELS} pixels are accepted.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
         raise UnsupportedMedia(f"The picture cannot be read: {reason_of(error)}.") from error
-    _check_size(width_px, height_px)
-    return width_px, height_px
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
+        raise UnsupportedMedia(f"The picture is damaged: {reason_of(error)}.") from error
+    except MemoryError as error:
+        raise OutOfMemory("There was not enough memory to decode the picture; send a smaller one.") from error
+
+
+def _opened_heic(path: Path) -> Image.Image:
+    """By libheif, which turns it upright by its own properties and has its Exif say so."""
+    if (size_bytes := path.stat().st_size) > MAX_HEIC_BYTES:
+        raise TooLarge(f"The HEIC picture has {size_bytes} bytes; at most {MAX_HEIC_BYTES} are accepted.")
+    picture: Image.Image = pillow_heif.HeifImageFile(path)  # type: ignore[no-untyped-call]
+    if not picture.info["primary"]:  # its place is taken by the next one where it cannot be opened
+        picture.close()
+        raise UnsupportedMedia("The picture is damaged: its primary picture cannot be opened.")
+    return picture
 
 
 def _check_size(width_px: int, height_px: int) -> None:
@@ -342,13 +376,10 @@ def _check_size(width_px: int, height_px: int) -> None:
 
 
 def _picture_facts(path: Path) -> MediaFacts:
-    width_px, height_px = check_picture_size(path)
-    try:
-        with Image.open(path) as picture:
-            picture.draft(picture.mode, (max(1, width_px // 8), max(1, height_px // 8)))
-            picture.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnsupportedMedia(f"The picture is damaged: {reason_of(error)}.") from error
+    with opened_picture(path) as picture:
+        width_px, height_px = picture.size
+        picture.draft(picture.mode, (max(1, width_px // 8), max(1, height_px // 8)))
+        picture.load()
     return MediaFacts(width_px=width_px, height_px=height_px)
 
 

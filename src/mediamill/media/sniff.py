@@ -33,8 +33,6 @@ _MAGIC: tuple[tuple[int, bytes, Sniffed], ...] = (
     (0, b"BM", Sniffed("image/bmp", "image")),
     (0, b"II*\x00", Sniffed("image/tiff", "image")),
     (0, b"MM\x00*", Sniffed("image/tiff", "image")),
-    (4, b"ftypavif", Sniffed("image/avif", "image")),
-    (4, b"ftypavis", Sniffed("image/avif", "image")),
     (4, b"ftypM4A ", Sniffed("audio/mp4", "audio", "mov")),
     (4, b"ftypM4B ", Sniffed("audio/mp4", "audio", "mov")),
     (4, b"ftypqt  ", Sniffed("video/quicktime", "video", "mov")),
@@ -57,10 +55,16 @@ _IFF = {
     b"AIFC": Sniffed("audio/aiff", "audio", "aiff"),
 }
 """Form type of a RIFF, RF64 or FORM file, at offset 8."""
-_HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")
+_HEIC = Sniffed("image/heic", "image")
+_AVIF = Sniffed("image/avif", "image")
+_HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_AV1_BRANDS = frozenset({b"avif", b"avis"})
+_ANY_CODEC_BRANDS = frozenset({b"mif1", b"msf1"})
 _MP3 = Sniffed("audio/mpeg", "audio", "mp3")
 _ADTS = Sniffed("audio/aac", "audio", "aac")
 
+PICTURES = "JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP and TIFF"
+"""The pictures that are read, for messages and documents."""
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,wav,avi,aiff,flac,ogg,flv,mpeg,mpegts,mp3,aac"
 """Everything that may be opened at all, for FFmpeg's `format_whitelist`."""
 
@@ -90,8 +94,8 @@ def sniff_bytes(head: bytes) -> Sniffed:
     """As `sniff`, from the first `HEAD_BYTES` of a file."""
     if not head:
         raise UnsupportedMedia("The file is empty (0 bytes).")
-    if any(head[4:].startswith(brand) for brand in _HEIF):
-        raise UnsupportedMedia("The file is a HEIC picture; accepted are JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF.")
+    if head[4:8] == b"ftyp" and (still := _still_of(head)) is not None:
+        return still
     if head[:4] in {b"RIFF", b"RF64", b"FORM"} and head[8:12] in _IFF:
         return _IFF[head[8:12]]
     for at, magic, found in _MAGIC:
@@ -105,6 +109,16 @@ def sniff_bytes(head: bytes) -> Sniffed:
     if found_audio is not None:
         return found_audio
     raise UnsupportedMedia(_not_media(head))
+
+
+def _still_of(head: bytes) -> Sniffed | None:
+    """HEIC and AVIF are MP4 files by their outside; the major brand decides, or where that is of HEIF, the others."""
+    major = head[8:12]
+    if major in _ANY_CODEC_BRANDS:
+        end = int.from_bytes(head[:4], "big")
+        others = {head[at : at + 4] for at in range(16, min(end, len(head)), 4)}
+        return _AVIF if others & _AV1_BRANDS else _HEIC
+    return _HEIC if major in _HEVC_BRANDS else _AVIF if major in _AV1_BRANDS else None
 
 
 def _mpeg_audio(head: bytes) -> Sniffed | None:

@@ -39,8 +39,8 @@ def converted(picture: Image.Image, colour: Colour | bytes | None) -> Image.Imag
 def stated(path: Path, picture: Any) -> Colour | bytes | None:
     """What an opened picture file says its colours are; None: nothing, which is sRGB.
 
-    Code points go before a profile in PNG (W3C PNG, third edition) and after one in AVIF. An
-    HDR profile says by code points too what it can not say by curves.
+    Code points go before a profile in PNG (W3C PNG, third edition) and after one in AVIF and
+    HEIC. An HDR profile says by code points too what it can not say by curves.
     """
     profile: bytes | None = picture.info.get("icc_profile")
     if picture.format == "PNG" and (colour := _of_png(path)) is not None:
@@ -48,6 +48,8 @@ def stated(path: Path, picture: Any) -> Colour | bytes | None:
     if profile:
         colour = _of_profile(profile)
         return colour if colour is not None and colour.is_hdr else profile
+    if picture.format == "HEIF":
+        return _of_nclx(picture.info.get("nclx_profile"))
     return _of_avif(path) if picture.format == "AVIF" else None
 
 
@@ -90,6 +92,11 @@ def _of_profile(profile: bytes) -> Colour | None:
     except struct.error:
         return None
     return None
+
+
+def _of_nclx(said: dict[str, Any] | None) -> Colour | None:
+    """As libheif reads them."""
+    return None if said is None else Colour(int(said["color_primaries"]), int(said["transfer_characteristics"]))
 
 
 def _of_avif(path: Path) -> Colour | None:
