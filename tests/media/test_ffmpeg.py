@@ -11,6 +11,7 @@ from mediamill.media import ffmpeg
 from mediamill.media.ffmpeg import Limits
 from mediamill.media.sniff import Sniffed
 from tests.media_samples import video
+from tests.service import alive, eventually
 
 _ENDLESS = ["-re", "-f", "lavfi", "-i", "testsrc2=s=64x36:r=10", "-f", "null", "-"]
 _MOV = Sniffed("video/mp4", "video", "mov")
@@ -39,6 +40,16 @@ def test_it_reports_seconds_made_and_its_messages(tmp_path):
     assert "Stream #0:0" in messages
     assert (tmp_path / "b.mp4").stat().st_size > 1000
     assert left_over() == []
+
+
+def test_the_last_report_is_not_lost_when_it_ends_while_nobody_looks(tmp_path):
+    one_second = ["-re", "-f", "lavfi", "-i", "testsrc2=s=64x36:r=10", "-t", "1", "-f", "null", "-"]
+    steps = ffmpeg.run(one_second, folder=tmp_path)
+    first = next(steps)
+    eventually(lambda: not alive(left_over()))
+    made, _ = finished(steps)
+    assert [first, *made] == sorted({first, *made})
+    assert [first, *made][-1] == pytest.approx(1.0, abs=0.11)
 
 
 def test_a_cancel_kills_it(tmp_path):

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,14 +119,14 @@ def run(
     )
     log: deque[str] = deque(maxlen=_LOG_LINES * 5)
     news: queue.SimpleQueue[float] = queue.SimpleQueue()
-    readers = [
-        threading.Thread(target=_read_log, args=(child.stderr, log), daemon=True),
-        threading.Thread(target=_read_progress, args=(child.stdout, news), daemon=True),
-    ]
+    reports = threading.Thread(target=_read_progress, args=(child.stdout, news), daemon=True)
+    readers = [threading.Thread(target=_read_log, args=(child.stderr, log), daemon=True), reports]
     for reader in readers:
         reader.start()
     try:
-        yield from _watch(child, news, limits, cancelled or threading.Event())
+        done_s = yield from _watch(child, news, limits, cancelled or threading.Event())
+        reports.join()
+        yield from _rest(news, done_s)
     finally:
         _end(child, readers)
     messages = "\n".join(log)
@@ -137,7 +137,8 @@ def run(
 
 def _watch(
     child: subprocess.Popen[str], news: queue.SimpleQueue[float], limits: Limits, cancelled: threading.Event
-) -> Generator[float, None, None]:
+) -> Generator[float, None, float]:
+    """Until it has ended; returns the last of what was yielded."""
     began = heard = time.monotonic()
     done_s = -1.0
     while child.poll() is None:
@@ -154,6 +155,16 @@ def _watch(
             continue
         if made_s > done_s:
             done_s, heard = made_s, time.monotonic()
+            yield made_s
+    return done_s
+
+
+def _rest(news: queue.SimpleQueue[float], done_s: float) -> Iterator[float]:
+    """What was reported while nobody looked, rising from `done_s` on."""
+    while not news.empty():
+        made_s = news.get()
+        if made_s > done_s:
+            done_s = made_s
             yield made_s
 
 
