@@ -337,11 +337,11 @@ async def test_where_weights_should_lie_stays_in_the_log(
 
 
 class Silent(MemoryStorage):
-    """Takes every request and never answers, from the first put on."""
+    """Takes every request and never answers, once `silent` is set."""
 
     def __init__(self) -> None:
         super().__init__(LocalUrls("http://files", b"secret"))
-        self.silent = True
+        self.silent = False
 
     async def put(self, key: str, source: Path, *, media_type: str) -> StoredObject:
         await self._answer()
@@ -367,6 +367,8 @@ async def test_a_storage_that_never_answers_keeps_no_slot_and_no_worker(store: J
     workshop = Workshop(store, settings_in(tmp_path, drain_s=0.2), storage)
     values = {"kind": "image", "width": 32, "height": 32}
     async with asyncio.timeout(60), workshop.working(sweeper=sweeper):
+        await workshop.end_of(await workshop.make())  # a child that has loaded: the second below is for the storage
+        storage.silent = True
         job, _ = await store.submit(Submission("fake", values, "cpu", run_timeout_s=1))
         ended = await workshop.end_of(job)
         assert ended.error is not None
