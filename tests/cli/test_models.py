@@ -56,6 +56,15 @@ def test_pulled_weights_are_listed_checked_and_removed(tmp_path: Path, tiny_zima
         assert "org/other is not there" in said
 
 
+def test_a_hub_that_cannot_be_asked_is_not_taken_for_an_answer(tmp_path: Path) -> None:
+    extra = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = mediamill("models", "pull", "zimage", cwd=tmp_path, extra=extra)
+    assert done.returncode == 1
+    assert "The hub cannot be reached to fetch Tongyi-MAI/Z-Image-Turbo" in done.stderr
+    assert "MEDIAMILL_MODEL_<NAME>" in done.stderr
+    assert "model_index.json" not in done.stderr
+
+
 def test_a_local_folder_of_the_user_is_never_pulled_or_removed(tmp_path: Path, tiny_zimage: Path) -> None:
     extra = {"MEDIAMILL_MODEL_ZIMAGE": str(tiny_zimage)}
     for command in (("pull", "zimage"), ("remove", "zimage", "--yes")):

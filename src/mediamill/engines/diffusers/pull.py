@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +34,12 @@ def allowed(source: str) -> bool:
 def index(source: str, settings: Mapping[str, str]) -> dict[str, Any]:
     """What pipeline a repo holds: its model_index.json, fetched into the cache. Raises: ModelUnavailable, as `pull`."""
     with _hub_errors(source):
-        import huggingface_hub as hub
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-        path = hub.hf_hub_download(source, "model_index.json", **_common(settings))
+        logging.getLogger("huggingface_hub").handlers.clear()  # what it says is in our log, too
+        path = hf_hub_download(source, "model_index.json", **_common(settings))
         found = json.loads(Path(path).read_text())
     return found if isinstance(found, dict) else {}
 
@@ -121,9 +123,10 @@ def _hub_errors(source: str) -> Iterator[None]:
     except (hub.RepositoryNotFoundError, hub.GatedRepoError) as error:
         why = "is not there, or needs an account that may read it: set HF_TOKEN"
         raise ModelUnavailable(f"The repo {source} {why}.") from error
-    except hub.EntryNotFoundError as error:
+    except hub.RemoteEntryNotFoundError as error:
         raise ModelUnavailable(f"The repo {source} has no model_index.json: it is no diffusers pipeline.") from error
     except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx2.HTTPError) as error:
-        raise ModelUnavailable(f"The hub cannot be reached to fetch {source} ({type(error).__name__}).") from error
+        why = f"The hub cannot be reached to fetch {source} ({type(error).__name__})"
+        raise ModelUnavailable(f"{why}; a local folder can be given by MEDIAMILL_MODEL_<NAME>.") from error
     except OSError as error:
         raise ModelUnavailable(f"Fetching {source} failed: {error.strerror or type(error).__name__}.") from error
